@@ -1,0 +1,254 @@
+#include "core/parallel.h"
+
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/check.h"
+#include "core/env.h"
+#include "core/limits.h"
+#include "core/options.h"
+#include "core/trace.h"
+
+namespace tilewright {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Micros = std::chrono::microseconds;
+
+constexpr Micros kPollInterval{20'000};
+
+std::atomic<int (*)()> g_poll{nullptr};
+
+void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");  // waits some ten cycles; `yield` is a no-op on most cores
+#endif
+}
+
+// The process's first thread: the one that runs Python's signal handlers (after fork, the child's
+// only thread).
+bool is_main_thread() {
+  return syscall(SYS_gettid) == getpid();
+}
+
+// One region: a counter that hands out tasks. Lives on the caller's stack; the pool joins before it
+// goes.
+struct Region {
+  int64_t tasks;
+  void (*call)(const void*, int64_t);
+  const void* context;
+  Options options;  // of the caller: its workers' too
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> cancelled{false};
+  std::mutex error_mutex;
+  std::exception_ptr error;
+
+  void work() {
+    int64_t i;
+    while (!cancelled.load(std::memory_order_relaxed) &&
+           (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks) {
+      run(i);
+    }
+  }
+
+  // The caller's share: the same loop, with a look at Ctrl-C every kPollInterval.
+  void work_and_poll() {
+    const auto poll = g_poll.load();
+    if (!poll || !is_main_thread()) return work();
+    auto last = Clock::now();
+    int64_t i;
+    while (!cancelled.load(std::memory_order_relaxed) &&
+           (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks) {
+      run(i);
+      const auto now = Clock::now();
+      if (now - last < kPollInterval) continue;
+      last = now;
+      if (poll() != 0) fail(std::make_exception_ptr(Interrupted{}));
+    }
+  }
+
+  void run(int64_t i) {
+    try {
+      call(context, i);
+    } catch (...) {
+      fail(std::current_exception());
+    }
+  }
+
+  void fail(std::exception_ptr e) {
+    const std::lock_guard lock(error_mutex);
+    if (!error) error = e;
+    cancelled = true;
+  }
+};
+
+// Workers are started when first needed and never end. A region offers places, a worker that wakes
+// in time takes one, and those that are not taken when the caller has run out of tasks are withdrawn:
+// short regions never wait for a sleeping thread.
+class Pool {
+ public:
+  // False when another thread's region holds the pool.
+  bool try_run(Region& region, int threads) {
+    if (busy_.exchange(true)) return false;
+    const int helpers = threads - 1;
+    while (int(workers_.size()) < helpers) {
+      workers_.emplace_back([this, seen = ticket_.load()] { serve(seen); });
+    }
+    region_ = &region;
+    left_.store(0, std::memory_order_relaxed);
+    places_.store(helpers, std::memory_order_release);
+    posted_.store(Clock::now(), std::memory_order_relaxed);
+    {
+      const std::lock_guard lock(mutex_);
+      ticket_.fetch_add(1);
+    }
+    if (sleepers_.load() > 0) wake_.notify_all();
+    region.work_and_poll();
+    const int came = helpers - places_.exchange(0, std::memory_order_acq_rel);
+    // Their tasks are short, so they are waited for on the spot; yielding gives one that was
+    // descheduled this core.
+    for (int spins = 0; left_.load(std::memory_order_acquire) < came; ++spins) {
+      if (spins < 4000) {
+        pause_cpu();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+    busy_.store(false, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  void serve(uint64_t seen) {
+    for (;;) {
+      seen = next_ticket(seen);
+      if (!take_place()) continue;
+      spin_.store(max_spin_, std::memory_order_relaxed);  // it came in time: more may follow
+      {
+        const OptionScope scope(region_->options);
+        region_->work();
+      }
+      left_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  bool take_place() {
+    int free = places_.load(std::memory_order_acquire);
+    while (free > 0) {
+      if (places_.compare_exchange_weak(free, free - 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+  }
+
+  // Spin while regions follow each other closely, then park. A spin that came to nothing halves the
+  // next one; a region that was joined, or that a full spin would have met, restores it.
+  uint64_t next_ticket(uint64_t seen) {
+    const auto idle_since = Clock::now();
+    const auto spin = spin_.load(std::memory_order_relaxed);
+    uint64_t ticket;
+    while (Clock::now() < idle_since + spin) {
+      for (int i = 0; i < 32; ++i) {
+        if ((ticket = ticket_.load(std::memory_order_acquire)) != seen) return ticket;
+        pause_cpu();
+      }
+    }
+    {
+      std::unique_lock lock(mutex_);
+      sleepers_.fetch_add(1);
+      wake_.wait(lock, [&] { return (ticket = ticket_.load()) != seen; });
+      sleepers_.fetch_sub(1);
+    }
+    const bool close = posted_.load(std::memory_order_relaxed) - idle_since < max_spin_;
+    spin_.store(close ? max_spin_ : spin / 2, std::memory_order_relaxed);
+    return ticket;
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> ticket_{0};  // counts regions
+  std::atomic<int> places_{0};       // that workers may still take in the region
+  std::atomic<int> left_{0};         // workers that took one and are done
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> busy_{false};
+  std::atomic<Clock::time_point> posted_{Clock::time_point{}};  // when the last region began
+  const Micros max_spin_{std::clamp(env::get_int("TILEWRIGHT_SPIN_US", 20), 0L, 100'000L)};
+  std::atomic<Micros> spin_{max_spin_};
+  Region* region_ = nullptr;
+};
+
+// What fork() must not copy half-way: the child forgets the pool (its threads don't exist there)
+// and starts afresh. The old object is leaked on purpose: its mutexes may be held by threads that
+// are gone. So is the pool at exit.
+std::atomic<Pool*> g_pool{nullptr};
+std::atomic<int> g_threads{0};
+
+Pool& pool() {
+  Pool* p = g_pool.load(std::memory_order_acquire);
+  if (p) return *p;
+  static std::atomic<bool> registered{false};
+  if (!registered.exchange(true)) {
+    pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); });
+  }
+  auto* fresh = new Pool;
+  if (g_pool.compare_exchange_strong(p, fresh)) return *fresh;
+  delete fresh;
+  return *p;
+}
+
+}  // namespace
+
+int default_num_threads() {
+  double least = kMaxThreads;
+  for (const ThreadLimit& limit : thread_limits()) least = std::min(least, limit.cores);
+  return std::max(1, int(least + 0.5));  // a quota of 1.5 cores: two threads
+}
+
+int num_threads() {
+  if (const int here = context_options().threads) return here;
+  int n = g_threads.load(std::memory_order_relaxed);
+  if (n == 0) g_threads.store(n = default_num_threads());
+  return n;
+}
+
+void set_num_threads(int n) {
+  if (n < 1) throw ShapeError("set_num_threads: n must be at least 1, got " + std::to_string(n));
+  if (n > kMaxThreads)
+    throw ShapeError("set_num_threads: n must be at most 1024, got " + std::to_string(n));
+  g_threads.store(n);
+}
+
+void set_poll(int (*poll)()) {
+  g_poll.store(poll);
+}
+
+namespace detail {
+
+void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context) {
+  Region region{tasks, call, context, context_options()};
+  const int threads = int(std::min<int64_t>(tasks, num_threads()));
+  if (threads > 1 && pool().try_run(region, threads)) {
+    Trace::region(tasks, threads);
+  } else {
+    if (threads > 1) Trace::fallback("one thread: another thread's call held the pool");
+    Trace::region(tasks, 1);
+    region.work_and_poll();
+  }
+  if (region.error) std::rethrow_exception(region.error);
+}
+
+}  // namespace detail
+}  // namespace tilewright

@@ -1,0 +1,38 @@
+// The thread pool: parallel_for over independent tasks, a poll for Ctrl-C between them.
+//
+// Rules every kernel relies on:
+// - Tasks are independent and each is computed the same way whoever runs it: results never depend
+// on the thread count.
+// - A caller that finds the pool taken (another Python thread's kernel) runs its own tasks alone
+// instead of waiting.
+// - After fork() the child starts with a fresh pool; no lock of the parent is touched.
+// - A task should last well under 20 ms, so that an interrupt is answered within 100 ms.
+#pragma once
+#include <stdint.h>
+
+#include "tilewright/runtime.h"
+
+namespace tilewright {
+
+constexpr int kMaxThreads = 1024;
+
+namespace detail {
+void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context);
+}
+
+// body(i) for i in [0, tasks). `work` is an estimate of the whole region in cheap operations (about
+// one per ns of one core): a small region stays on the calling thread.
+template <class Body>
+void parallel_for(int64_t tasks, double work, const Body& body) {
+  constexpr double kWorthWaking = 20e3;  // 20 us: ten times the cost of waking a spinning worker
+  if (tasks <= 0) return;
+  if (work < kWorthWaking) {
+    for (int64_t i = 0; i < tasks; ++i) body(i);
+    return;
+  }
+  detail::run_tasks(
+      tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },
+      &body);
+}
+
+}  // namespace tilewright

@@ -1,0 +1,28 @@
+// Scratch memory for one call: 64-byte aligned, uninitialised, taken from a small cache that each
+// thread keeps.
+//
+// Fresh pages from the system cost more than the packing that fills them, so blocks are kept, up to
+// kKeepBytes a thread.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace tilewright {
+
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_;
+  int64_t bytes_;
+};
+
+}  // namespace tilewright

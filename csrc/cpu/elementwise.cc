@@ -1,0 +1,76 @@
+#include "cpu/elementwise.h"
+
+#include "core/parallel.h"
+#include "core/scratch.h"
+
+namespace tilewright {
+namespace {
+
+constexpr int64_t kElements = 8192;  // of a task: about 5 us, and 32 KiB of each operand
+constexpr int64_t kSumRows = 64;     // the longest chain of additions
+constexpr int64_t kSumColumns = 2048;
+
+double ns_per_element(Activation kind) {
+  return kind == Activation::relu ? 0.2 : 1.0;
+}
+
+}  // namespace
+
+void activation_forward(const ActivationForward& op, const KernelTable& table) {
+  View x = op.x, y = op.y;
+  View* const views[] = {&y, &x};
+  merge_axes(views, 2);
+  const Rows xs(x, table.element, true), ys(y, table.element, true);
+  const Tiling tiles(ys.count(), ys.C(), kElements);
+  const double work = double(op.x.size()) * ns_per_element(op.activation);
+  parallel_for(tiles.count(), work, [&](int64_t i) {
+    const Block b = tiles[i];
+    const Scratch x_room(xs.room(b.rows, b.columns)), y_room(ys.room(b.rows, b.columns));
+    const FloatRows to = ys.open(b, y_room.as<float>());
+    table.element.activate(op.activation, xs.read(b, x_room.as<float>()).data, to.data,
+                           b.rows * b.columns);
+    ys.close(b, to);
+  });
+}
+
+void activation_backward(const ActivationBackward& op, const KernelTable& table) {
+  View x = op.x, dy = op.dy, dx = op.dx;
+  View* const views[] = {&dx, &x, &dy};
+  merge_axes(views, 3);
+  const Rows xs(x, table.element, true), dys(dy, table.element, true), dxs(dx, table.element, true);
+  const Tiling tiles(dxs.count(), dxs.C(), kElements);
+  const double work = 1.5 * double(op.x.size()) * ns_per_element(op.activation);
+  parallel_for(tiles.count(), work, [&](int64_t i) {
+    const Block b = tiles[i];
+    const Scratch x_room(xs.room(b.rows, b.columns)), dy_room(dys.room(b.rows, b.columns));
+    const Scratch dx_room(dxs.room(b.rows, b.columns));
+    const FloatRows to = dxs.open(b, dx_room.as<float>());
+    table.element.activate_backward(op.activation, xs.read(b, x_room.as<float>()).data,
+                                    dys.read(b, dy_room.as<float>()).data, to.data,
+                                    b.rows * b.columns);
+    dxs.close(b, to);
+  });
+}
+
+void sum_rows(const Rows& x, float* out, const KernelTable& table) {
+  const int64_t rows = x.count(), C = x.C();
+  const int64_t blocks = rows > kSumRows ? (rows + kSumRows - 1) / kSumRows : 1;
+  const int64_t strips = (C + kSumColumns - 1) / kSumColumns;
+  const Scratch partial(blocks > 1 ? blocks * C * 4 : 0);
+  float* sums = blocks > 1 ? partial.as<float>() : out;
+  parallel_for(blocks * strips, 0.2 * double(rows) * double(C), [&](int64_t i) {
+    const int64_t row = i / strips * kSumRows, column = i % strips * kSumColumns;
+    const Block b{row, rows - row < kSumRows ? rows - row : kSumRows, column,
+                  C - column < kSumColumns ? C - column : kSumColumns};
+    const Scratch room(x.room(b.rows, b.columns));
+    const FloatRows from = x.read(b, room.as<float>());
+    table.element.sum_rows(from.data, from.ld, b.rows, b.columns, sums + i / strips * C + column);
+  });
+  if (blocks == 1) return;
+  View next;
+  next.data = sums, next.dtype = DType::f32, next.present = true, next.rank = 2;
+  next.shape[0] = blocks, next.shape[1] = C, next.stride[0] = C, next.stride[1] = 1;
+  sum_rows(Rows(next, table.element), out, table);
+}
+
+}  // namespace tilewright

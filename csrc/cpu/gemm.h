@@ -1,0 +1,69 @@
+// The five loops around the micro-kernel, for any kernel family of the table, and right-hand sides
+// packed once.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "cpu/kernels_gemm.h"
+#include "cpu/kernels_weights.h"
+#include "tilewright/ops.h"
+
+namespace tilewright {
+
+// B (K, N) in panels, as gemm() packs it itself: N/NR panels of (K, NR) words, one after the other.
+// A quantized B keeps its bits; its words are those of kernels_weights.h, which at 8 bits are
+// gemm_s8's own.
+class PackedMatrix {
+ public:
+  PackedMatrix(const Matrix& b, int64_t K, int64_t N, const GemmKernels& g, const char* isa);
+  // g: gemm_s8. The view has been checked (ops/qgemm.cc).
+  // with_sums: column_sums too, which products with offsets of a need.
+  PackedMatrix(const QuantizedView& b, const GemmKernels& g, const char* isa, bool with_sums);
+
+  int64_t K, N;
+  DType dtype;      // of the matrix it was made from
+  const char* isa;  // the level whose layout this is
+  const char* data() const { return data_.get(); }
+  int64_t nbytes() const;
+
+  // Of a quantized matrix; bits is 0 for others.
+  int bits = 0, shift = 0;
+  int64_t group = 0, groups = 0;     // elements of K that share a scale; how many scales a column
+  std::vector<float> scale, offset;  // (groups, N rounded up to NR); offset may be empty
+  std::vector<float> column_sums;    // (N,) of the matrix that is represented; may be empty
+  // One scale a column and nothing else: sums of integers are scaled once, by gemm_s8's epilogue.
+  bool one_scale() const { return groups == 1 && shift == 0 && offset.empty(); }
+  WeightPanel panel(int64_t j) const;  // from column j on, a multiple of NR
+
+ private:
+  struct Free {
+    void operator()(char* p) const;
+  };
+  void allocate(int64_t bytes);
+  std::unique_ptr<char, Free> data_;
+  int64_t bytes_;
+};
+
+// The floats that a quantized matrix represents, into out (K, N) float32.
+void unpack(const PackedMatrix& b, const WeightKernels& w, const GemmKernels& g, const View& out);
+
+struct Gemm {
+  int64_t M, N, K;
+  Matrix a;  // (M, K)
+  Matrix b;  // (K, N); unused when packed
+  const PackedMatrix* packed = nullptr;
+  Epilogue epilogue;
+  // With a quantized `packed`: under gemm_f32 B is read as floats, under gemm_s8 its groups and
+  // offsets count (without this: one scale a column).
+  const WeightKernels* weights = nullptr;
+};
+
+// What the trace says of the product: the kernel's name, its tile, and why no faster one.
+void describe(const Gemm& p, const GemmKernels& g);
+
+// Parallel over tiles of the output.
+void gemm(const Gemm& p, const GemmKernels& g);
+// On the calling thread alone: for callers that are parallel over a batch.
+void gemm_serial(const Gemm& p, const GemmKernels& g);
+
+}  // namespace tilewright

@@ -1,0 +1,62 @@
+// The kernels of one ISA level: function pointers and blocking constants, filled level by level.
+//
+// fill_generic … fill_<best> run in order, each overriding only what it improves. Included by
+// csrc/simd, hence free of the standard library.
+#pragma once
+#include "cpu/kernels_attention.h"
+#include "cpu/kernels_dropout.h"
+#include "cpu/kernels_gemm.h"
+#include "cpu/kernels_quantize.h"
+#include "cpu/kernels_roofline.h"
+#include "cpu/kernels_rowwise.h"
+#include "cpu/kernels_weights.h"
+
+namespace tilewright {
+
+struct KernelTable {
+  const char* isa = "";
+  GemmKernels gemm_f32;   // operands of any float dtype, float32 accumulation
+  GemmKernels gemm_s8;    // int8 times int8, int32 accumulation
+  GemmKernels gemm_u8;    // uint8 times int8, on the same panels
+  WeightKernels weights;  // quantized right-hand sides, by floats or group by group
+  QuantizeKernels quantize;
+  AttentionKernels attention;
+  DecodeKernels decode;
+  RooflineKernels roofline;
+  ElementKernels element;
+  LayernormKernels layernorm;
+  SoftmaxKernels softmax;
+  OptimKernels optim;
+  DropoutKernels dropout;
+  RopeKernels rope;
+  MseKernels mse;
+};
+
+#define TILEWRIGHT_DECLARE_LEVEL(level) \
+  namespace level {                     \
+  void fill_gemm(KernelTable&);         \
+  void fill_qgemm(KernelTable&);        \
+  void fill_weights(KernelTable&);      \
+  void fill_quantize(KernelTable&);     \
+  void fill_attention(KernelTable&);    \
+  void fill_decode(KernelTable&);       \
+  void fill_roofline(KernelTable&);     \
+  void fill_elementwise(KernelTable&);  \
+  void fill_layernorm(KernelTable&);    \
+  void fill_softmax(KernelTable&);      \
+  void fill_optim(KernelTable&);        \
+  void fill_dropout(KernelTable&);      \
+  void fill_rope(KernelTable&);         \
+  void fill_mse(KernelTable&);          \
+  }
+TILEWRIGHT_DECLARE_LEVEL(generic)
+TILEWRIGHT_DECLARE_LEVEL(avx2)
+TILEWRIGHT_DECLARE_LEVEL(avx512)
+TILEWRIGHT_DECLARE_LEVEL(neon)
+#undef TILEWRIGHT_DECLARE_LEVEL
+
+namespace neon_dot {  // neon's, but for int8
+void fill_qgemm_dot(KernelTable&);
+}
+
+}  // namespace tilewright

@@ -1,0 +1,46 @@
+// What a level provides for quantized right-hand sides: constant weights of 8 or 4 bits that are
+// multiplied by floats as the floats they stand for, or by integers group by group.
+#pragma once
+#include <stdint.h>
+
+#include "cpu/kernels_gemm.h"
+
+namespace tilewright {
+
+// NR columns of B in words: a word is a pair along K, two int8 (2 bytes) or two nibbles (1 byte,
+// the lower one first), both signed. Line k / 2 holds the elements k and k + 1 of every column.
+struct WeightPanel {
+  const char* words;    // (ceil(K / 2), NR)
+  int bits;             // 8 or 4
+  int shift;            // q = stored + shift: 128 or 8 where the data are unsigned, else 0
+  int64_t group;        // neighbours along K that share a scale; K where all do
+  const float* scale;   // (groups, ld), from the panel's first column on; whole vectors
+  const float* offset;  // likewise, or nullptr: b = scale * q + offset
+  int64_t ld;
+
+  int64_t line_bytes(int NR) const { return int64_t(NR) * bits / 4; }
+};
+
+struct WeightKernels {
+  int few = 0;  // rows up to which `tile` is taken
+
+  // panel (kc, NR): rows [k, k + kc) of B as floats; k is even.
+  void (*to_floats)(const WeightPanel& w, int64_t k, int64_t kc, float* panel) = nullptr;
+  // gemm_f32's tile over those rows without the panel in between: the same floats, the same order.
+  void (*tile)(int mr, int64_t kc, const void* a, const WeightPanel& w, int64_t k,
+               void* tile) = nullptr;
+  // Words of nibbles as gemm_s8's words, pairs of int8. `count` is a multiple of NR.
+  void (*to_pairs)(const void* nibbles, int64_t count, void* pairs) = nullptr;
+  // sums[i] (+)= the sum of row i of a panel (kc, MR) of gemm_s8's a.
+  void (*row_sums)(bool first, int64_t kc, const void* a, int32_t* sums) = nullptr;
+  // Adds a group's integers (MR, NR) to sum (MR, NR), floats:
+  //   sum = fma(row_sum, offset, fma(acc + shift * row_sum, scale, sum))
+  // row_sums may be nullptr where there is neither shift nor offset.
+  void (*accumulate)(int mr, bool first, const void* acc, const int32_t* row_sums,
+                     const WeightPanel& w, int64_t group, float* sum) = nullptr;
+  // y = activation(fma(scale_a, sum, fma(offset_a, column_sum, bias))) + residual.
+  void (*store)(const float* sum, int64_t i, int mr, int64_t j, int nr,
+                const Epilogue& e) = nullptr;
+};
+
+}  // namespace tilewright

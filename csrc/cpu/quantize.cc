@@ -1,0 +1,238 @@
+// Quantization over any strides: an array is a stack of matrices whose rows are the channels.
+//
+//   axis kept      rows = that axis                   columns = the densest of the others
+//   one scale      rows = any axis, scales combined   columns = the densest axis
+//
+// What is left over is walked matrix by matrix. A block of rows x columns is one task; a maximum
+// does not depend on the order in which it is taken, so neither do the bits.
+#include "cpu/quantize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "core/dtype.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+
+namespace tilewright::cpu {
+namespace {
+
+constexpr int64_t kRows = 64;          // rows of a task: whole vectors where lanes are rows
+constexpr int64_t kColumns = 1 << 14;  // with kRows about 1 ms
+
+int64_t blocks(int64_t n, int64_t size) {
+  return (n + size - 1) / size;
+}
+
+// Extent and strides of one axis in both arrays.
+struct Axis {
+  int64_t extent = 1, first = 0, second = 0;
+};
+
+// Two arrays of one shape, axis by axis: matrices (rows, cols), one for each index of `outer`.
+struct Grid {
+  Axis rows, cols;
+  Axis outer[kMaxRank];
+  int rank = 0;
+
+  int64_t matrices() const {
+    int64_t n = 1;
+    for (int d = 0; d < rank; ++d) n *= outer[d].extent;
+    return n;
+  }
+  int64_t elements() const { return matrices() * rows.extent * cols.extent; }
+};
+
+// The remaining axis along which the first array is densest; an absent one if none remains.
+Axis take_densest(Grid& grid) {
+  int best = -1;
+  for (int d = 0; d < grid.rank; ++d) {
+    if (grid.outer[d].extent == 1) continue;
+    if (best < 0 || std::abs(grid.outer[d].first) <= std::abs(grid.outer[best].first)) best = d;
+  }
+  if (best < 0) return {};
+  const Axis found = grid.outer[best];
+  grid.outer[best] = grid.outer[--grid.rank];
+  return found;
+}
+
+// Whether stepping through `inner` to its end arrives at the next step of `outer`, in both arrays.
+bool continues(const Axis& outer, const Axis& inner) {
+  return outer.first == inner.extent * inner.first && outer.second == inner.extent * inner.second;
+}
+
+Grid grid_of(const View& first, const View& second, int axis) {
+  Grid grid;
+  bool mergeable = false;
+  for (int d = 0; d < first.rank; ++d) {
+    const Axis a{first.shape[d], first.stride[d], second.stride[d]};
+    if (d == axis) {
+      grid.rows = a;
+    } else if (mergeable && continues(grid.outer[grid.rank - 1], a)) {
+      grid.outer[grid.rank - 1] = {grid.outer[grid.rank - 1].extent * a.extent, a.first, a.second};
+    } else {
+      grid.outer[grid.rank++] = a;
+    }
+    mergeable = d != axis;
+  }
+  grid.cols = take_densest(grid);
+  if (axis < 0) grid.rows = take_densest(grid);
+  return grid;
+}
+
+// Block (i, j) of matrix `index` of the first or the second array.
+Matrix block(const View& v, const Grid& grid, bool second, int64_t index, int64_t i, int64_t j) {
+  const auto stride = [&](const Axis& a) { return second ? a.second : a.first; };
+  int64_t at = i * stride(grid.rows) + j * stride(grid.cols);
+  for (int d = 0; d < grid.rank; ++d) {
+    at += index % grid.outer[d].extent * stride(grid.outer[d]);
+    index /= grid.outer[d].extent;
+  }
+  return {v.ptr<char>() + at * dtype_size(v.dtype), v.dtype, stride(grid.rows), stride(grid.cols)};
+}
+
+// body(matrix, i, rows, j, cols) for every block, in parallel.
+template <class Body>
+void for_blocks(const Grid& grid, double ns_per_element, const Body& body) {
+  const int64_t row_blocks = blocks(grid.rows.extent, kRows);
+  const int64_t col_blocks = blocks(grid.cols.extent, kColumns), matrices = grid.matrices();
+  const double work = double(grid.elements()) * ns_per_element;
+  parallel_for(row_blocks * col_blocks, work, [&](int64_t t) {
+    const int64_t i = t % row_blocks * kRows, j = t / row_blocks * kColumns;
+    for (int64_t m = 0; m < matrices; ++m) {
+      body(m, i, std::min(kRows, grid.rows.extent - i), j,
+           std::min(kColumns, grid.cols.extent - j));
+    }
+  });
+}
+
+float larger(float a, float b) {
+  return a > b || a != a ? a : b;
+}
+float smaller(float a, float b) {
+  return a < b || a != a ? a : b;
+}
+
+// found[i] of every row, folded over all matrices and columns: kernel(block, rows, cols, found).
+template <class Kernel, class Pick>
+void fold_rows(const View& x, const Grid& grid, float start, const Kernel& kernel, const Pick& pick,
+               float* found) {
+  const int64_t rows = grid.rows.extent, col_blocks = blocks(grid.cols.extent, kColumns);
+  const Scratch scratch(rows * col_blocks * 4);  // (col_blocks, rows)
+  const auto partial = scratch.as<float>();
+  std::fill(partial, partial + rows * col_blocks, start);
+  for_blocks(grid, 0.2, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+    kernel(block(x, grid, false, m, i, j), mr, nc, partial + j / kColumns * rows + i);
+  });
+  std::fill(found, found + rows, start);
+  for (int64_t t = 0; t < rows * col_blocks; ++t) {
+    found[t % rows] = pick(found[t % rows], partial[t]);
+  }
+}
+
+// One scale for each row of the grid: the array's own, or its one number repeated.
+void spread(const View& scale, int64_t rows, float* out) {
+  for (int64_t i = 0; i < rows; ++i)
+    out[i] = scale.ptr<float>()[scale.rank ? i * scale.stride[0] : 0];
+}
+
+}  // namespace
+
+float scale_of(float range, float levels) {
+  const float scale = range / levels;
+  return scale == 0.0f ? 1.0f : scale;
+}
+
+namespace {
+
+// One for all rows, in place; also where there are no rows.
+template <class Pick>
+void share(float* found, int64_t rows, float start, const Pick& pick) {
+  for (int64_t i = 0; i < rows; ++i) start = pick(start, found[i]);
+  std::fill(found, found + std::max<int64_t>(rows, 1), start);
+}
+
+// A number for each row into the array that keeps them, or the one that all rows share.
+void keep(const float* found, int64_t rows, const View& v) {
+  if (v.rank == 0) {
+    *v.ptr<float>() = found[0];
+  } else {
+    for (int64_t i = 0; i < rows; ++i) v.ptr<float>()[i * v.stride[0]] = found[i];
+  }
+}
+
+}  // namespace
+
+void quantize(const View& x, int axis, int bits, const View& data, const View& scale,
+              const View& offset, const QuantizeKernels& kernels) {
+  const Grid grid = grid_of(x, data, axis);
+  const int64_t rows = grid.rows.extent, count = std::max<int64_t>(rows, 1);
+  const Scratch scratch(count * 4), scratch_low(count * 4), scratch_high(count * 4);
+  const auto scales = scratch.as<float>(), low = scratch_low.as<float>();
+  const float top = float((1 << (bits - (offset ? 0 : 1))) - 1);
+  if (offset) {
+    const auto high = scratch_high.as<float>();
+    const float start = x.size() ? std::numeric_limits<float>::infinity() : 0.0f;
+    fold_rows(x, grid, start, kernels.low, smaller, low);
+    fold_rows(x, grid, -start, kernels.high, larger, high);
+    if (axis < 0) {
+      share(low, rows, start, smaller);
+      share(high, rows, -start, larger);
+    }
+    for (int64_t i = 0; i < count; ++i) scales[i] = scale_of(high[i] - low[i], top);
+  } else {
+    fold_rows(x, grid, 0.0f, kernels.amax, larger, scales);
+    if (axis < 0) share(scales, rows, 0.0f, larger);
+    for (int64_t i = 0; i < count; ++i) scales[i] = scale_of(scales[i], top);
+  }
+  keep(scales, rows, scale);
+  if (offset) keep(low, rows, offset);
+  const Levels levels{offset ? 0.0f : -top, top};
+  for_blocks(grid, 0.5, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+    kernels.quantize(block(x, grid, false, m, i, j), mr, nc, scales + i, offset ? low + i : nullptr,
+                     levels, block(data, grid, true, m, i, j));
+  });
+}
+
+void dequantize(const View& data, const View& scale, const View& offset, int axis, const View& out,
+                const QuantizeKernels& kernels) {
+  const Grid grid = grid_of(data, out, axis);
+  const int64_t rows = grid.rows.extent;
+  const Scratch scratch(rows * 4), scratch_offset(offset ? rows * 4 : 0);
+  const auto scales = scratch.as<float>(), offsets = scratch_offset.as<float>();
+  spread(scale, rows, scales);
+  if (offset) spread(offset, rows, offsets);
+  for_blocks(grid, 0.3, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+    kernels.dequantize(block(data, grid, false, m, i, j), mr, nc, scales + i,
+                       offset ? offsets + i : nullptr, block(out, grid, true, m, i, j));
+  });
+}
+
+void quantize_rows(const View& x, int8_t* data, float* scale, const QuantizeKernels& kernels) {
+  const int64_t row_axis = x.rank - 2, K = x.last(), per_matrix = x.shape[row_axis];
+  const int64_t row_blocks = blocks(per_matrix, kRows);
+  int64_t rows = 1;
+  for (int d = 0; d <= row_axis; ++d) rows *= x.shape[d];
+  if (rows == 0) return;
+  parallel_for(rows / per_matrix * row_blocks, double(x.size()) * 0.7, [&](int64_t t) {
+    const int64_t first = t % row_blocks * kRows;
+    const int64_t count = std::min(kRows, per_matrix - first);
+    int64_t at = first * x.stride[row_axis], index = t / row_blocks;
+    const int64_t row = index * per_matrix + first;
+    for (int d = x.rank - 3; d >= 0; --d) {
+      at += index % x.shape[d] * x.stride[d];
+      index /= x.shape[d];
+    }
+    const Matrix source{x.ptr<char>() + at * dtype_size(x.dtype), x.dtype, x.stride[row_axis],
+                        x.stride[x.rank - 1]};
+    std::fill(scale + row, scale + row + count, 0.0f);
+    kernels.amax(source, count, K, scale + row);
+    for (int64_t i = row; i < row + count; ++i) scale[i] = scale_of(scale[i], 127.0f);
+    kernels.quantize(source, count, K, scale + row, nullptr, {-127.0f, 127.0f},
+                     {data + row * K, DType::s8, K, 1});
+  });
+}
+
+}  // namespace tilewright::cpu

@@ -1,0 +1,68 @@
+// KVCache: what one may be made with, and what may be appended to it.
+#include "cpu/kvcache.h"
+
+#include <initializer_list>
+#include <string>
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "core/trace.h"
+#include "tilewright/ops.h"
+
+namespace tilewright {
+namespace {
+
+constexpr int64_t kMost = int64_t{1} << 20;  // products of three such sizes stay below 2^63
+
+}  // namespace
+
+void check_sizes(const KVShape& s) {
+  const Check check{"KVCache"};
+  const struct {
+    const char* name;
+    int64_t value, least, most;
+  } sizes[] = {{"layers", s.layers, 1, kMost},
+               {"batch", s.batch, 0, kMost},
+               {"heads_kv", s.heads, 1, kMost},
+               {"head_dim", s.head_dim, 1, attention::kMaxHeadDim},
+               {"max_tokens", s.max_tokens, 0, INT32_MAX},
+               {"page", s.page, 1, kMost}};
+  for (const auto& size : sizes) {
+    if (size.value >= size.least && size.value <= size.most) continue;
+    check.shape_error(std::string(size.name) + " must lie between " + std::to_string(size.least) +
+                      " and " + std::to_string(size.most) + ", got " + std::to_string(size.value));
+  }
+}
+
+void check_operands(const KVAppend& op) {
+  const Check check{"KVCache.append"};
+  const KVShape& s = op.cache->shape();
+  if (op.layer < 0 || op.layer >= s.layers) {
+    check.shape_error("layer must lie between 0 and " + std::to_string(s.layers - 1) + ", got " +
+                      std::to_string(op.layer));
+  }
+  check.dtype("k", op.k, kFloats);
+  check.dtype("v", op.v, kFloats);
+  const int64_t tokens = op.k.rank == 4 ? op.k.shape[2] : 0;
+  const std::initializer_list<int64_t> want = {s.batch, s.heads, tokens, s.head_dim};
+  check.shape("k", op.k, want, "(batch, heads_kv, T, head_dim of the cache)");
+  check.shape("v", op.v, want, "to match k", &op.k);
+  for (int64_t b = 0; b < s.batch; ++b) {
+    const int64_t length = op.cache->length(op.layer, b);
+    if (length + tokens <= s.max_tokens) continue;
+    check.shape_error("k must fit into max_tokens = " + std::to_string(s.max_tokens) + " after " +
+                      std::to_string(length) + " tokens of sequence " + std::to_string(b) +
+                      ", got " + std::to_string(tokens));
+  }
+}
+
+void run(const KVAppend& op) {
+  check_operands(op);
+  const KernelTable& table = kernels();
+  const Trace trace("kvcache_append", table.isa, [&] { return format_shape(op.k); });
+  const KVCache::Append append = op.cache->plan(op.layer, op.k.shape[2]);
+  op.cache->fill(append, op.k, op.v, table);
+  op.cache->commit(append);
+}
+
+}  // namespace tilewright

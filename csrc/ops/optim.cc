@@ -1,0 +1,97 @@
+// Optimizer steps: the argument rules.
+#include "cpu/optim.h"
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "core/trace.h"
+#include "cpu/isa.h"
+
+namespace tilewright {
+namespace {
+
+std::string item(const char* list, int64_t i) {
+  return std::string(list) + "[" + std::to_string(i) + "]";
+}
+
+void check_list(const Check& check, const char* name, const ViewList& list, const ViewList& params,
+                std::initializer_list<DType> dtypes, bool written) {
+  if (list.size != params.size) {
+    check.shape_error(std::string(name) + " must have " + std::to_string(params.size) +
+                      " tensors to match params, got " + std::to_string(list.size));
+  }
+  for (int64_t i = 0; i < list.size; ++i) {
+    const std::string arg = item(name, i);
+    check.dtype(arg.c_str(), list[i], dtypes);
+    if (written) check.output(arg.c_str(), list[i], dtypes);
+    check.same_shape(arg.c_str(), list[i], params[i], item("params", i).c_str());
+  }
+}
+
+std::string tensors(const ViewList& list) {
+  return std::to_string(list.size) + " tensors";
+}
+
+// State beside the parameters: float32, written; absent where the list may be.
+void check_state(const Check& check, const char* name, const ViewList& list, const ViewList& params,
+                 bool optional = false) {
+  if (list.size || !optional) check_list(check, name, list, params, {DType::f32}, true);
+}
+
+void check_params(const Check& check, const ViewList& params, const ViewList& grads) {
+  check_list(check, "params", params, params, kFloats, true);
+  check_list(check, "grads", grads, params, kFloats, false);
+}
+
+}  // namespace
+
+void run(const Adam& op) {
+  const Check check{"adam_step"};
+  check_params(check, op.params, op.grads);
+  check_state(check, "m", op.m, op.params);
+  check_state(check, "v", op.v, op.params);
+  check_state(check, "largest", op.largest, op.params, true);
+  if (op.step < 1) {
+    check.shape_error("step must be at least 1, got " + std::to_string(op.step));
+  }
+  const KernelTable& table = kernels();
+  const Trace trace(check.op, table.isa, [&] { return tensors(op.params); });
+  adam_step(op, table);
+}
+
+void run(const Sgd& op) {
+  const Check check{"sgd_step"};
+  check_params(check, op.params, op.grads);
+  check_state(check, "velocity", op.velocity, op.params, op.momentum == 0);
+  const KernelTable& table = kernels();
+  const Trace trace(check.op, table.isa, [&] { return tensors(op.params); });
+  sgd_step(op, table);
+}
+
+void run(const Rmsprop& op) {
+  const Check check{"rmsprop_step"};
+  check_params(check, op.params, op.grads);
+  check_state(check, "square", op.square, op.params);
+  check_state(check, "mean", op.mean, op.params, true);
+  check_state(check, "velocity", op.velocity, op.params, op.momentum == 0);
+  const KernelTable& table = kernels();
+  const Trace trace(check.op, table.isa, [&] { return tensors(op.params); });
+  rmsprop_step(op, table);
+}
+
+void run(const ScaleTensors& op) {
+  const Check check{"scale_tensors"};
+  check_list(check, "tensors", op.tensors, op.tensors, kFloats, true);
+  const KernelTable& table = kernels();
+  const Trace trace(check.op, table.isa, [&] { return tensors(op.tensors); });
+  scale_tensors(op, table);
+}
+
+double run(const SumSquares& op) {
+  const Check check{"sum_squares"};
+  check_list(check, "tensors", op.tensors, op.tensors, kFloats, false);
+  const KernelTable& table = kernels();
+  const Trace trace(check.op, table.isa, [&] { return tensors(op.tensors); });
+  return sum_squares(op, table);
+}
+
+}  // namespace tilewright

@@ -1,0 +1,287 @@
+// Streaming softmax on panels:  P = exp(t - m);  l += sum P;  O += P V;  rescaled as m rises.
+// t = scale * S + bias, with softcap and ALiBi as ScoreRule says.
+//
+//            NR lanes = query rows
+//          +--------+--------+     Scores are held transposed, a key to a line, so that the softmax of
+//   key 0  | s      | s      |     a row runs down one lane: no horizontal step, no lane ever sees
+//   key 1  | s      | s      |     another, and a block of P is at once the packed right operand of
+//          +--------+--------+     O^T = V^T P^T. max, sum, alpha: one value a lane.
+//
+// Parameter  bounded by                                               generic  avx2  avx512  neon
+// NR         the GEMM's tile: P is its right operand                  8        16    32      8
+// kBlock     P (kBlock x NR words) in half of L1; hides the rescaling 128      128   128     128
+//
+// Numerics: float32. A block's maximum is exact in any order; its sum adds keys in ascending order,
+// then joins the running sum in one multiply-add. The running maximum only decides scaling, so a
+// wholly masked block changes nothing: alpha = 1, P = 0. Weights below 2^-125 of the row's largest
+// are 0. NaN and Inf follow IEEE inside a row: the maximum passes a NaN over, the row's sum takes it
+// up. A masked score is replaced, never added to. Softcap and ALiBi are a pass of their own over
+// the block: who does not use them does not pay for them. Dropout is another. Not handled: head dimensions (the
+// drivers cpu/attention_*.cc).
+//
+// Method: Milakov & Gimelshein (2018), "Online normalizer calculation for softmax"; Dao (2023),
+// FlashAttention-2.
+#include "cpu/kernel_table.h"
+#include "simd/elements.h"
+#include "simd/pack.h"
+#include "simd/philox.h"
+#include "simd/streaming_softmax.h"
+
+namespace tilewright::ISA {
+namespace {
+
+constexpr int kPanel = 2 * kWidth;  // the GEMM's NR
+
+TW_INLINE VecI load_ints(const int32_t* p) {
+  VecI v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Softcap and ALiBi, if there are any, in place; returns the factor that the scores still lack.
+TW_INLINE float apply_rule(const ScoreBlock& s, int lane) {
+  const ScoreRule& rule = s.rule;
+  if (rule.softcap == 0 && !rule.slope) return rule.scale;
+  const Vec slope = rule.slope ? load(rule.slope + lane) : Vec{};
+  const VecI distance = rule.slope ? load_ints(rule.position + lane) - rule.first : VecI{};
+  for (int64_t key = 0; key < s.keys; ++key) {
+    float* p = s.scores + key * kPanel + lane;
+    const Vec score = load(p);
+    if (s.derivative) store(s.derivative + key * kPanel + lane, tanh_slope(score * rule.scale));
+    store(p, score_of(score, rule, slope, distance - int32_t(key)));
+  }
+  return 1.0f;
+}
+
+// The rows of a panel that see a key, counted from the block's first.
+struct Seen {
+  VecI begin, end;
+};
+
+// t of one line of scores.
+template <bool kBias, bool kLimit>
+TW_INLINE Vec masked_score(const ScoreBlock& s, int64_t key, int lane, float scale, Seen seen) {
+  Vec t = load(s.scores + key * kPanel + lane) * scale;
+  if constexpr (kBias) {
+    const Vec bias = load(s.bias + key * kPanel + lane);
+    t = select(bias == -kInf, bias, t + bias);
+  }
+  if constexpr (kLimit) {
+    t = select((seen.end > int32_t(key)) & (seen.begin <= int32_t(key)), t, broadcast(-kInf));
+  }
+  return t;
+}
+
+// Scores become t; returns the maximum over the block. Four partial maxima hide the latency of a
+// comparison.
+template <bool kBias, bool kLimit>
+TW_INLINE Vec score_lanes(const ScoreBlock& s, int lane) {
+  const float scale = apply_rule(s, lane);
+  Seen seen = {};
+  if constexpr (kLimit) {
+    seen = {load_ints(s.rule.begin + lane) - s.rule.first,
+            load_ints(s.rule.end + lane) - s.rule.first};
+  }
+  constexpr int kChains = 4;
+  Vec top[kChains];
+  for (int c = 0; c < kChains; ++c) top[c] = broadcast(-kInf);
+  int64_t key = 0;
+  for (; key + kChains <= s.keys; key += kChains) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) {
+      const Vec t = masked_score<kBias, kLimit>(s, key + c, lane, scale, seen);
+      store(s.scores + (key + c) * kPanel + lane, t);
+      top[c] = larger(t, top[c]);
+    }
+  }
+  for (; key < s.keys; ++key) {
+    const Vec t = masked_score<kBias, kLimit>(s, key, lane, scale, seen);
+    store(s.scores + key * kPanel + lane, t);
+    top[0] = larger(t, top[0]);
+  }
+  return larger(larger(top[0], top[1]), larger(top[2], top[3]));
+}
+
+TW_INLINE Vec score_block(const ScoreBlock& s, int lane) {
+  const bool limited = s.rule.begin;
+  if (s.bias) return limited ? score_lanes<true, true>(s, lane) : score_lanes<true, false>(s, lane);
+  return limited ? score_lanes<false, true>(s, lane) : score_lanes<false, false>(s, lane);
+}
+
+void softmax(const ScoreBlock& s, float* max_of, float* sum_of, float* alpha) {
+  for (int lane = 0; lane < kPanel; lane += kWidth) {
+    const Vec before = load(max_of + lane);
+    const Vec after = larger(score_block(s, lane), before);
+    const Vec shift = shift_of(after), a = rescale_factor(before, after);
+    Vec sum = {};
+    for (int64_t key = 0; key < s.keys; ++key) {
+      float* p = s.scores + key * kPanel + lane;
+      const Vec P = weight(load(p) - shift);
+      store(p, P);
+      sum = sum + P;
+    }
+    store(sum_of + lane, fma(load(sum_of + lane), a, sum));
+    store(max_of + lane, after);
+    store(alpha + lane, a);
+  }
+}
+
+void weights(const ScoreBlock& s, const float* lse) {
+  for (int lane = 0; lane < kPanel; lane += kWidth) {
+    score_block(s, lane);
+    const Vec own = load(lse + lane);
+    const VecI empty = own == -kInf;  // rows that saw nothing, and lanes without a row
+    for (int64_t key = 0; key < s.keys; ++key) {
+      float* p = s.scores + key * kPanel + lane;
+      store(p, select(empty, Vec{}, weight(load(p) - own)));
+    }
+  }
+}
+
+void score_gradient(int64_t keys, const float* P, const float* delta, const float* derivative,
+                    float* dP) {
+  for (int lane = 0; lane < kPanel; lane += kWidth) {
+    const Vec d = load(delta + lane);
+    for (int64_t i = lane; i < keys * kPanel; i += kPanel) {
+      const Vec p = load(P + i);
+      Vec ds = p * (load(dP + i) - d);
+      if (derivative) ds = ds * load(derivative + i);
+      store(dP + i, select(p == 0.0f, Vec{}, ds));
+    }
+  }
+}
+
+// Words are made row by row, as their numbers run along the keys, and turned to lie beside x.
+void drop(const DropoutRule& rule, const uint64_t* first, int lanes, int64_t keys, float* x) {
+  for (int lane = 0; lane < lanes; lane += kWidth) {
+    uint32_t words[kWidth][kBlock];
+    const int rows = lanes - lane < kWidth ? lanes - lane : kWidth;
+    for (int i = 0; i < rows; ++i) {
+      philox_words(rule.seed, first[lane + i], (keys + kWidth - 1) / kWidth * kWidth, words[i]);
+    }
+    for (int64_t key = 0; key < keys; key += kWidth) {
+      Vec r[kWidth] = {};  // bits of words
+      for (int i = 0; i < rows; ++i) memcpy(&r[i], words[i] + key, sizeof r[i]);
+      transpose(r);
+      for (int i = 0; i < kWidth && key + i < keys; ++i) {
+        float* p = x + (key + i) * kPanel + lane;
+        store(p, keep(rule, (VecU)r[i], load(p)));
+      }
+    }
+  }
+}
+
+void rescale_add(int64_t rows, const float* alpha, const float* tile, float* sum) {
+  const Vec a0 = load(alpha), a1 = load(alpha + kWidth);
+  for (int64_t i = 0; i < rows * kPanel; i += kPanel) {
+    store(sum + i, fma(load(sum + i), a0, load(tile + i)));
+    store(sum + i + kWidth, fma(load(sum + i + kWidth), a1, load(tile + i + kWidth)));
+  }
+}
+
+void combine(int64_t dims, const float* chunk_max, const float* chunk_sum, const float* chunk_out,
+             float* max_of, float* sum_of, float* out) {
+  for (int lane = 0; lane < kPanel; lane += kWidth) {
+    const Vec before = load(max_of + lane), chunk = load(chunk_max + lane);
+    const Vec after = max(before, chunk);
+    const Vec a = rescale_factor(before, after), b = rescale_factor(chunk, after);
+    store(max_of + lane, after);
+    store(sum_of + lane, fma(load(sum_of + lane), a, load(chunk_sum + lane) * b));
+    for (int64_t i = lane; i < dims * kPanel; i += kPanel) {
+      store(out + i, fma(load(out + i), a, load(chunk_out + i) * b));
+    }
+  }
+}
+
+// kWidth dims of kWidth lanes, turned so that a vector holds dims of one row, and stored row by
+// row.
+template <class T>
+TW_INLINE void store_turned(const float* panel, int64_t dims, int lane, int rows,
+                            const float* factor, T* out, int64_t row, int64_t col) {
+  for (int base = lane / kWidth * kWidth; base < lane + rows; base += kWidth) {
+    const int first = lane > base ? lane - base : 0;
+    const int last = lane + rows - base < kWidth ? lane + rows - base : kWidth;
+    const Vec f = load(factor + base);
+    for (int64_t d = 0; d < dims; d += kWidth) {
+      const int n = dims - d < kWidth ? int(dims - d) : kWidth;
+      Vec r[kWidth];
+      // + 0: a sum that underflowed to -0 and one that started from +0 are the same number, and get
+      // the same bits
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i)
+        r[i] = i < n ? load(panel + (d + i) * kPanel + base) * f + 0.0f : Vec{};
+      transpose(r);
+      float turned[kWidth * kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) store(turned + i * kWidth, r[i]);
+      for (int i = first; i < last; ++i) {
+        T* p = out + (base + i - lane) * row + d * col;
+        const Vec y = load(turned + i * kWidth);
+        if (col == 1) {
+          n == kWidth ? store(p, y) : store_partial(p, y, n);
+        } else {
+          for (int j = 0; j < n; ++j) store_one(p + j * col, turned[i * kWidth + j]);
+        }
+      }
+    }
+  }
+}
+
+void store_rows(const float* panel, int64_t dims, int lane, int rows, const float* factor,
+                const Matrix& out) {
+  with_type(out,
+            [&](auto* p) { store_turned(panel, dims, lane, rows, factor, p, out.row, out.col); });
+}
+
+// The tile's own chain of multiply-adds with the terms of zero weight left out: the same bits
+// wherever both are finite.
+void guarded_tile(int mr, int64_t kc, const float* a, const float* b, float* tile) {
+  constexpr int kRows = kTileRows;  // the GEMM's MR
+  for (int i = 0; i < mr; ++i) {
+    for (int lane = 0; lane < kPanel; lane += kWidth) {
+      Vec sum = {};
+      for (int64_t k = 0; k < kc; ++k) {
+        const Vec w = load(b + k * kPanel + lane);
+        sum = select(w == 0.0f, sum, fma(broadcast(a[k * kRows + i]), w, sum));
+      }
+      store(tile + i * kPanel + lane, sum);
+    }
+  }
+}
+
+bool all_finite(const float* x, int64_t n) {
+  VecI bad = {};
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) bad |= ~(abs(load(x + i)) < kInf);
+  if (i < n) bad |= ~(abs(load_partial(x + i, n - i)) < kInf);
+  int32_t any = 0;
+  for (int l = 0; l < kWidth; ++l) any |= bad[l];
+  return any == 0;
+}
+
+void dot_lanes(int64_t dims, const float* a, const float* b, float* out) {
+  for (int lane = 0; lane < kPanel; lane += kWidth) {
+    Vec sum = {};
+    for (int64_t i = lane; i < dims * kPanel; i += kPanel) sum = fma(load(a + i), load(b + i), sum);
+    store(out + lane, sum);
+  }
+}
+
+void expand_bool(const uint8_t* mask, int64_t row, int64_t col, int n, int64_t keys, float* out) {
+  for (int i = 0; i < n; ++i, mask += row, out += keys) {
+    if (col == 1) {
+      for (int64_t k = 0; k < keys; ++k) out[k] = mask[k] ? 0.0f : -kInf;
+    } else {
+      for (int64_t k = 0; k < keys; ++k) out[k] = mask[k * col] ? 0.0f : -kInf;
+    }
+  }
+}
+
+}  // namespace
+
+void fill_attention(KernelTable& table) {
+  table.attention = {kBlock,  softmax,    weights,      score_gradient, drop,      rescale_add,
+                     combine, store_rows, guarded_tile, all_finite,     dot_lanes, expand_bool};
+}
+
+}  // namespace tilewright::ISA

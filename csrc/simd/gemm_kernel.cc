@@ -1,0 +1,107 @@
+// Float32 GEMM micro-kernel:  tile (MR, NR) = sum over k of a[k][i] * b[k][j]
+//
+//            NR = 2 vectors
+//          +--------+--------+              The tile stays in registers while k runs. Each step loads
+//       a  | acc    | acc    |  MR rows     one line of b (2 vectors) and broadcasts MR words of a:
+//   k ->   +--------+--------+              MR * 2 fused multiply-adds for MR + 2 loads.
+//
+// MR, NR, KC: simd/tile.h.
+//
+// Numerics: float32 accumulation, k ascending, one chain of at most KC fused multiply-adds an
+// element (generic: multiply, then add); then one addition per further block of K. No other order
+// exists: every row count runs this same chain, so a row's bits depend on that row alone. Operands
+// of 16 bits are widened exactly while packing.
+//
+// Method: Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008); Van Zee
+// & van de Geijn, BLIS (2015).
+#include "cpu/kernel_table.h"
+#include "simd/activation.h"
+#include "simd/elements.h"
+#include "simd/pack.h"
+#include "simd/tile.h"
+
+namespace tilewright::ISA {
+namespace {
+
+constexpr int MR = kFloatRows;
+
+template <int Rows>
+void tile_rows(int64_t kc, const float* a, const float* b, int64_t ldb, float* tile) {
+  Vec acc[Rows][kVectors] = {};
+  for (int64_t k = 0; k < kc; ++k, a += MR, b += ldb) {
+    Vec line[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) line[v] = load(b + v * kWidth);
+    const Scalars<Rows> words(a);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const Vec ai = words[i];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = fma(ai, line[v], acc[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store(tile + i * NR + v * kWidth, acc[i][v]);
+  }
+}
+
+// The smallest unrolled kernel that covers mr rows: few rows do few multiply-adds.
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t ldb, void* out) {
+  const auto pa = static_cast<const float*>(a), pb = static_cast<const float*>(b);
+  const auto pt = static_cast<float*>(out);
+  if (mr == 1) return tile_rows<1>(kc, pa, pb, ldb, pt);
+  if (mr == 2) return tile_rows<2>(kc, pa, pb, ldb, pt);
+  if (mr <= 4) return tile_rows<4>(kc, pa, pb, ldb, pt);
+  if constexpr (MR > 8) {
+    if (mr <= 8) return tile_rows<8>(kc, pa, pb, ldb, pt);
+  }
+  tile_rows<MR>(kc, pa, pb, ldb, pt);
+}
+
+void add_tile(bool first, const void* tile, void* sum) {
+  const auto src = static_cast<const float*>(tile);
+  const auto dst = static_cast<float*>(sum);
+  for (int i = 0; i < MR * NR; i += kWidth) {
+    const Vec t = load(src + i);
+    store(dst + i, first ? t : load(dst + i) + t);
+  }
+}
+
+void pack(const Matrix& m, int64_t offset, int64_t line, int64_t step, int width, int count,
+          int64_t kc, void* panel) {
+  const auto dst = static_cast<float*>(panel);
+  with_type(m, [&](const auto* p) { pack_panel(p + offset, line, step, width, count, kc, dst); });
+}
+
+void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t, void* panel) {
+  pack(a, i * a.row + k * a.col, a.row, a.col, MR, mr, kc, panel);
+}
+
+void pack_b(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t, void* panel) {
+  pack(b, k * b.row + j * b.col, b.col, b.row, NR, nr, kc, panel);
+}
+
+void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const Epilogue& e) {
+  const auto acc = static_cast<const float*>(tile);
+  for (int i = 0; i < mr; ++i) {
+    for (int j = 0; j < nr; j += kWidth) {
+      const int n = nr - j < kWidth ? nr - j : kWidth;
+      Vec y = load(acc + i * NR + j);
+      if (e.alpha != 1.0f) y = y * e.alpha;
+      if (e.bias) y = y + (n == kWidth ? load(e.bias + j0 + j) : load_partial(e.bias + j0 + j, n));
+      y = activate(e.activation, y);
+      if (e.residual.data) y = y + load_elements(e.residual, i0 + i, j0 + j, n);
+      store_elements(e.out, i0 + i, j0 + j, n, y);
+    }
+  }
+}
+
+}  // namespace
+
+void fill_gemm(KernelTable& table) {
+  table.gemm_f32 = {MR, NR, KC, 1, 4, tile, add_tile, pack_a, pack_b, store_tile};
+}
+
+}  // namespace tilewright::ISA

@@ -1,0 +1,205 @@
+// Int8 GEMM micro-kernel:  tile (MR, NR) = sum over k of a[k][i] . b[k][j], exact in int32
+//
+//            NR = 2 vectors               A word of k is a pair of neighbours along K. Each step
+//          +--------+--------+            loads one line of b (int8 pairs, widened to int16) and
+//       a  | acc    | acc    |  MR rows   broadcasts MR words of a (int16 pairs): MR * 2 pair
+//   k ->   +--------+--------+            products, twice the multiply-adds of the float32 kernel.
+//
+// MR, NR, KC: simd/tile.h; a block is 2 KC elements deep, in half the bytes of a float panel.
+//
+// a is int8 or uint8 and is widened while it is packed (4 bytes a word); b stays int8 in memory (2
+// bytes a word, a quarter of the float32 panel), which is what few rows are bound by.
+//
+// Numerics: integers, exact modulo 2^32 in any order; elements beyond K are zero. The quantized
+// epilogue is y = fma(float(acc), scale_a[i] * scale_b[j], bias[j]), then activation, residual, one
+// rounding to the output's dtype: the same bits on every level, up to the activation.
+// Offsets and scales along K: simd/weights.cc, which multiplies with this tile too.
+//
+// Method: the float32 kernel's (gemm_kernel.cc); pair products as in gemmlowp and oneDNN.
+#include "cpu/kernel_table.h"
+#include "simd/activation.h"
+#include "simd/dot_s8.h"
+#include "simd/elements.h"
+#include "simd/pack.h"
+#include "simd/tile.h"
+
+namespace tilewright::ISA {
+namespace {
+
+constexpr int MR = kPairRows;
+
+template <int Rows>
+void tile_rows(int64_t kc, const uint32_t* a, const int8_t* b, uint32_t* tile) {
+  VecU acc[Rows][kVectors] = {};
+  for (int64_t k = 0; k < kc; ++k, a += MR, b += 2 * NR) {
+    VecP line[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) line[v] = load_pairs(b + 2 * v * kWidth);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const VecP ai = broadcast_pair(a[i]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = add_dot(acc[i][v], ai, line[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store_words(tile + i * NR + v * kWidth, acc[i][v]);
+  }
+}
+
+// The smallest unrolled kernel that covers mr rows. b is always packed: its lines are NR apart.
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+  const auto pa = static_cast<const uint32_t*>(a);
+  const auto pb = static_cast<const int8_t*>(b);
+  const auto pt = static_cast<uint32_t*>(out);
+  if (mr == 1) return tile_rows<1>(kc, pa, pb, pt);
+  if (mr == 2) return tile_rows<2>(kc, pa, pb, pt);
+  if (mr <= 4) return tile_rows<4>(kc, pa, pb, pt);
+  if constexpr (MR > 8) {
+    if (mr <= 8) return tile_rows<8>(kc, pa, pb, pt);
+  }
+  tile_rows<MR>(kc, pa, pb, pt);
+}
+
+void add_tile(bool first, const void* tile, void* sum) {
+  const auto src = static_cast<const uint32_t*>(tile);
+  const auto dst = static_cast<uint32_t*>(sum);
+  for (int i = 0; i < MR * NR; i += kWidth) {
+    const VecU t = load_words(src + i);
+    store_words(dst + i, first ? t : load_words(dst + i) + t);
+  }
+}
+
+// --- packing: a word of A is a pair of int16, a word of B a pair of int8 -------------------------
+
+TW_INLINE void put(uint32_t* words, VecP pairs) {
+  memcpy(words, &pairs, sizeof pairs);
+}
+TW_INLINE void put(uint16_t* words, VecP pairs) {
+  const VecB bytes = __builtin_convertvector(pairs, VecB);
+  memcpy(words, &bytes, sizeof bytes);
+}
+TW_INLINE void put_one(uint32_t* word, int first, int second) {
+  *word = uint32_t(uint16_t(first)) | uint32_t(second) << 16;
+}
+TW_INLINE void put_one(uint16_t* word, int first, int second) {
+  *word = uint16_t(uint8_t(first) | uint16_t(second) << 8);
+}
+
+// Neighbours along the panel are contiguous: two rows of K, interleaved. Returns how many words of
+// the line were written.
+template <class T, class Word>
+TW_INLINE int pack_line(const T* first, const T* second, int count, Word* words) {
+  typedef T VecT __attribute__((vector_size(kWidth)));
+  int i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    VecT lo, hi = {};
+    memcpy(&lo, first + i, sizeof lo);
+    if (second) memcpy(&hi, second + i, sizeof hi);
+    const VecI low = __builtin_convertvector(lo, VecI), high = __builtin_convertvector(hi, VecI);
+    put(words + i, (VecP)((low & 0xffff) | high << 16));
+  }
+  for (; i < count; ++i) put_one(words + i, first[i], second ? second[i] : 0);
+  return count;
+}
+
+// K is contiguous: kWidth words of up to kWidth lines, transposed. Writes kWidth words a line.
+template <class T, class Word>
+TW_INLINE void pack_block(const T* src, int64_t line, int count, Word* words, int width) {
+  Vec r[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) r[i] = i < count ? (Vec)load_pairs(src + i * line) : Vec{};
+  transpose(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) put(words + i * width, (VecP)r[i]);
+}
+
+// kc lines of `width` words, the first `count` of each from the matrix, the others zero. `left` is
+// how many elements of K there are from src on: the last pair may be half a pair.
+template <class T, class Word>
+void pack_words(const T* src, int64_t line, int64_t step, int width, int count, int64_t kc,
+                int64_t left, Word* panel) {
+  const int64_t whole = left / 2 < kc ? left / 2 : kc;  // words of which both elements exist
+  int64_t k = 0;
+  if (step == 1 && line != 1) {
+    for (; k + kWidth <= whole; k += kWidth) {
+      for (int i = 0; i < width; i += kWidth) {
+        const int n = count - i < 0 ? 0 : count - i < kWidth ? count - i : kWidth;
+        pack_block(src + i * line + 2 * k, line, n, panel + k * width + i, width);
+      }
+    }
+  }
+  for (; k < kc; ++k) {
+    const T* first = src + 2 * k * step;
+    const T* second = k < whole ? first + step : nullptr;
+    Word* words = panel + k * width;
+    int i = 0;
+    if (line == 1) {
+      i = pack_line(first, second, count, words);
+    } else {
+      for (; i < count; ++i) put_one(words + i, first[i * line], second ? second[i * line] : 0);
+    }
+    for (; i < width; ++i) words[i] = 0;
+  }
+}
+
+void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
+  const int64_t at = i * a.row + 2 * k * a.col, left = K - 2 * k;
+  const auto words = static_cast<uint32_t*>(panel);
+  if (a.dtype == DType::s8) {
+    pack_words(static_cast<const int8_t*>(a.data) + at, a.row, a.col, MR, mr, kc, left, words);
+  } else {
+    pack_words(static_cast<const uint8_t*>(a.data) + at, a.row, a.col, MR, mr, kc, left, words);
+  }
+}
+
+void pack_b(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t K, void* panel) {
+  const auto src = static_cast<const int8_t*>(b.data) + 2 * k * b.row + j * b.col;
+  pack_words(src, b.col, b.row, NR, nr, kc, K - 2 * k, static_cast<uint16_t*>(panel));
+}
+
+// --- epilogues -----------------------------------------------------------------------------------
+
+void store_integers(const uint32_t* acc, int64_t i0, int mr, int64_t j0, int nr,
+                    const Matrix& out) {
+  const auto base = static_cast<uint32_t*>(const_cast<void*>(out.data));
+  for (int i = 0; i < mr; ++i) {
+    uint32_t* p = base + (i0 + i) * out.row + j0 * out.col;
+    if (out.col == 1) {
+      memcpy(p, acc + i * NR, size_t(nr) * 4);
+    } else {
+      for (int j = 0; j < nr; ++j) p[j * out.col] = acc[i * NR + j];
+    }
+  }
+}
+
+TW_INLINE Vec load_first(const float* p, int n) {
+  return n == kWidth ? load(p) : load_partial(p, n);
+}
+
+void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const Epilogue& e) {
+  const auto acc = static_cast<const uint32_t*>(tile);
+  if (e.out.dtype == DType::s32) return store_integers(acc, i0, mr, j0, nr, e.out);
+  for (int i = 0; i < mr; ++i) {
+    const Vec scale_a = broadcast(e.scale_a[i0 + i]);
+    for (int j = 0; j < nr; j += kWidth) {
+      const int n = nr - j < kWidth ? nr - j : kWidth;
+      const Vec scale = scale_a * load_first(e.scale_b + j0 + j, n);
+      Vec y = to_float((VecI)load_words(acc + i * NR + j));
+      y = e.bias ? fma_once(y, scale, load_first(e.bias + j0 + j, n)) : y * scale;
+      y = activate(e.activation, y);
+      if (e.residual.data) y = y + load_elements(e.residual, i0 + i, j0 + j, n);
+      store_elements(e.out, i0 + i, j0 + j, n, y);
+    }
+  }
+}
+
+}  // namespace
+
+void fill_qgemm(KernelTable& table) {
+  table.gemm_s8 = table.gemm_u8 = {MR, NR, KC, 2, 2, tile, add_tile, pack_a, pack_b, store_tile};
+}
+
+}  // namespace tilewright::ISA

@@ -1,0 +1,79 @@
+// Sixteen lanes, FMA, mask registers for tails.
+#pragma once
+#include <immintrin.h>
+
+namespace tilewright::ISA {
+namespace {
+
+constexpr int kWidth = 16;
+constexpr int kRegisters = 32;
+constexpr int kTileRows = 14;  // 28 accumulators, 2 vectors of B, 1 of A
+constexpr bool kMultipliesByLane = false;
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t VecI __attribute__((vector_size(64)));
+typedef uint16_t VecH __attribute__((vector_size(32)));
+
+TW_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+// a * b - product, exactly.
+TW_INLINE Vec product_error(Vec a, Vec b, Vec product) {
+  return fma(a, b, -product);
+}
+// The 64-bit products of the even lanes, unsigned.
+TW_INLINE VecI multiply_even(VecI a, VecI b) {
+  return (VecI)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
+}
+// v * 2^n, n an integer; rounded once.
+TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
+  return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)v, (__m512)n);
+}
+// NaN stays NaN: the instructions return their second operand.
+TW_INLINE Vec at_most(Vec v, float high) {
+  return (Vec)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)v);
+}
+TW_INLINE Vec clamp(Vec v, float low, float high) {
+  return (Vec)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), (__m512)at_most(v, high));
+}
+// Masked by ones, here and below: GCC 12 warns of the undefined source in _mm512_sqrt_ps.
+TW_INLINE Vec sqrt(Vec v) {
+  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+}
+TW_INLINE __mmask16 first_lanes(int64_t n) {
+  return __mmask16((1u << n) - 1);
+}
+TW_INLINE Vec load_partial(const float* p, int64_t n) {
+  return (Vec)_mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+TW_INLINE void store_partial(float* p, Vec v, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
+}
+#define TW_HALF_INSTRUCTIONS 1
+TW_INLINE Vec widen_half(VecH h) {
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
+}
+TW_INLINE VecH narrow_half(Vec v) {
+  return (VecH)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+}
+constexpr int kInterleaved = kWidth;
+// kWidth bytes or 16-bit integers, widened (GCC 12 takes __builtin_convertvector apart, lane by lane).
+TW_INLINE VecI widen(const int8_t* p) {
+  return (VecI)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
+}
+TW_INLINE VecI widen(const uint8_t* p) {
+  return (VecI)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
+}
+TW_INLINE VecI widen(const int16_t* p) {
+  return (VecI)_mm512_maskz_cvtepi16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p));
+}
+TW_INLINE Vec interleave_low(Vec a, Vec b) {
+  return __builtin_shuffle(a, b, VecI{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+}
+TW_INLINE Vec interleave_high(Vec a, Vec b) {
+  return __builtin_shuffle(a, b,
+                           VecI{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+}
+TW_INLINE void gather_halves(Vec (&)[kWidth]) {}
+
+}  // namespace
+}  // namespace tilewright::ISA
