@@ -1,0 +1,170 @@
+// tilewright from C++: a product with bias and GELU, layernorm, causal attention and an int8
+// product, each checked against a plain loop in double precision.
+#include <tilewright/tilewright.h>
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+namespace tw = tilewright;
+using Floats = std::vector<float>;
+using Bytes = std::vector<int8_t>;
+
+namespace {
+
+std::mt19937 g_random{1};
+int g_failures = 0;
+
+Floats normal(int64_t n) {
+  std::normal_distribution<float> draw;
+  Floats x(static_cast<size_t>(n));
+  for (float& v : x) v = draw(g_random);
+  return x;
+}
+
+Bytes bytes(int64_t n) {
+  std::uniform_int_distribution<int> draw(-128, 127);
+  Bytes x(static_cast<size_t>(n));
+  for (int8_t& v : x) v = static_cast<int8_t>(draw(g_random));
+  return x;
+}
+
+void report(const char* what, double error, double bound) {
+  const bool right = error <= bound;  // false for NaN
+  std::printf("%-10s largest error %.1e, allowed %.0e: %s\n", what, error, bound,
+              right ? "right" : "WRONG");
+  g_failures += !right;
+}
+
+// The larger error; NaN stays.
+double worse(double error, double got, double want) {
+  const double e = std::abs(got - want);
+  return e <= error ? error : e;
+}
+
+// y = gelu(x w + bias)
+void linear() {
+  const int64_t M = 33, K = 70, N = 41;
+  const Floats x = normal(M * K), w = normal(K * N), bias = normal(N);
+  Floats y(M * N);
+  tw::Matmul op;
+  op.a = tw::view_of(x.data(), {M, K});
+  op.b = tw::view_of(w.data(), {K, N});
+  op.bias = tw::view_of(bias.data(), {N});
+  op.out = tw::view_of(y.data(), {M, N});
+  op.activation = tw::Activation::gelu;
+  tw::run(op);
+  double error = 0;
+  for (int64_t i = 0; i < M; ++i) {
+    for (int64_t j = 0; j < N; ++j) {
+      double z = bias[j];
+      for (int64_t k = 0; k < K; ++k) z += double(x[i * K + k]) * w[k * N + j];
+      error = worse(error, y[i * N + j], z * 0.5 * std::erfc(-z / std::sqrt(2.0)));
+    }
+  }
+  report("matmul", error, 1e-4);
+}
+
+void layernorm() {
+  const int64_t rows = 5, C = 100;
+  const Floats x = normal(rows * C), gamma = normal(C), beta = normal(C);
+  Floats y(rows * C);
+  tw::LayernormForward op;
+  op.x = tw::view_of(x.data(), {rows, C});
+  op.gamma = tw::view_of(gamma.data(), {C});
+  op.beta = tw::view_of(beta.data(), {C});
+  op.y = tw::view_of(y.data(), {rows, C});
+  op.eps = 1e-5f;
+  tw::run(op);
+  double error = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    double mean = 0, variance = 0;
+    for (int64_t c = 0; c < C; ++c) mean += x[i * C + c] / double(C);
+    for (int64_t c = 0; c < C; ++c) variance += std::pow(x[i * C + c] - mean, 2) / double(C);
+    for (int64_t c = 0; c < C; ++c) {
+      const double normalised = (x[i * C + c] - mean) / std::sqrt(variance + 1e-5);
+      error = worse(error, y[i * C + c], normalised * gamma[c] + beta[c]);
+    }
+  }
+  report("layernorm", error, 1e-5);
+}
+
+// One head of 9 queries, the last of 12 tokens: query i sees keys <= i + 3.
+void attention() {
+  const int64_t Tq = 9, Tk = 12, D = 16;
+  const Floats q = normal(Tq * D), k = normal(Tk * D), v = normal(Tk * D);
+  Floats out(Tq * D);
+  tw::Attention op;
+  op.q = tw::view_of(q.data(), {1, 1, Tq, D});
+  op.k = tw::view_of(k.data(), {1, 1, Tk, D});
+  op.v = tw::view_of(v.data(), {1, 1, Tk, D});
+  op.out = tw::view_of(out.data(), {1, 1, Tq, D});
+  op.scores.causal = true;
+  op.scores.scale = 1 / std::sqrt(float(D));
+  tw::run(op);
+  double error = 0;
+  for (int64_t i = 0; i < Tq; ++i) {
+    std::vector<double> want(D);
+    double sum = 0;
+    for (int64_t j = 0; j <= i + Tk - Tq; ++j) {
+      double score = 0;
+      for (int64_t d = 0; d < D; ++d) score += double(q[i * D + d]) * k[j * D + d];
+      const double weight = std::exp(score * op.scores.scale);
+      sum += weight;
+      for (int64_t d = 0; d < D; ++d) want[d] += weight * v[j * D + d];
+    }
+    for (int64_t d = 0; d < D; ++d) error = worse(error, out[i * D + d], want[d] / sum);
+  }
+  report("attention", error, 1e-5);
+}
+
+// b is (N, K) in memory, as weights often are: a view with its strides exchanged is (K, N).
+void int8_product() {
+  const int64_t M = 5, K = 70, N = 9;
+  const Bytes a = bytes(M * K), b = bytes(N * K);
+  std::vector<int32_t> out(M * N);
+  tw::Int8Matmul op;
+  op.a = tw::view_of(a.data(), {M, K});
+  op.b = tw::view_of(b.data(), {K, N});
+  op.b.stride[0] = 1, op.b.stride[1] = K;
+  op.out = tw::view_of(out.data(), {M, N});
+  tw::run(op);
+  double error = 0;
+  for (int64_t i = 0; i < M; ++i) {
+    for (int64_t j = 0; j < N; ++j) {
+      int32_t want = 0;
+      for (int64_t k = 0; k < K; ++k) want += a[i * K + k] * b[j * K + k];
+      error = worse(error, out[i * N + j], want);
+    }
+  }
+  report("int8", error, 0);
+}
+
+// Wrong arguments throw, and say what is wrong.
+void errors() {
+  Floats x(6), y(6);
+  tw::SoftmaxForward op;
+  op.x = tw::view_of(x.data(), {2, 3});
+  op.y = tw::view_of(y.data(), {3, 2});
+  try {
+    tw::run(op);
+    ++g_failures;
+  } catch (const tw::ShapeError& e) {
+    std::printf("%-10s %s\n", "ShapeError", e.what());
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const tw::IsaLevel& level : tw::isa_levels()) {
+    if (level.active) std::printf("level %s, %d threads\n", level.name, tw::num_threads());
+  }
+  linear();
+  layernorm();
+  attention();
+  int8_product();
+  errors();
+  return g_failures;
+}

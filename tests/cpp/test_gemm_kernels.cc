@@ -1,0 +1,228 @@
+// Micro-kernels and packing of every level between guard pages: all sizes around MR, NR and KC, all
+// layouts. Data are small integers, so that they are exact in every float dtype and compare equal.
+#include <cstring>
+#include <vector>
+
+#include "guarded.h"
+#include "test.h"
+
+using namespace tilewright;
+using test::Against;
+using test::Guarded;
+
+namespace {
+
+constexpr int64_t kSlack = 64;  // words that packing may write beyond a panel (cpu/gemm.cc)
+
+enum class Layout { rows, columns, reversed, spaced };
+constexpr Layout kLayouts[] = {Layout::rows, Layout::columns, Layout::reversed, Layout::spaced};
+
+// A (rows, cols) matrix in a given layout that meets a guard page.
+struct Source {
+  Guarded memory;
+  Matrix matrix;
+
+  static int64_t elements(int64_t rows, int64_t cols, Layout layout) {
+    return layout == Layout::spaced ? (2 * rows - 1) * 3 * cols : rows * cols;
+  }
+
+  Source(DType t, int64_t rows, int64_t cols, Layout layout, int seed)
+      : memory(elements(rows, cols, layout) * dtype_size(t),
+               layout == Layout::reversed ? Against::start : Against::end) {
+    char* first = memory.as<char>();
+    matrix = {first, t, cols, 1};
+    if (layout == Layout::columns) matrix = {first, t, 1, rows};
+    if (layout == Layout::reversed) {
+      matrix = {first + (rows * cols - 1) * dtype_size(t), t, -cols, -1};
+    }
+    if (layout == Layout::spaced) matrix = {first + 2 * dtype_size(t), t, 6 * cols, 3};
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        const int value = test::small(i * cols + j, seed);
+        test::set_element(const_cast<void*>(matrix.data), i * matrix.row + j * matrix.col, t,
+                          float(t == DType::u8 ? value + 4 : value));
+      }
+    }
+  }
+  float at(int64_t i, int64_t j) const {
+    return test::element(matrix.data, i * matrix.row + j * matrix.col, matrix.dtype);
+  }
+};
+
+// The panel that was packed into `from`, moved against a guard page: reading beyond it faults.
+void tighten(const Guarded& from, const Guarded& to, int64_t bytes) {
+  std::memcpy(to.as<char>(), from.as<char>(), size_t(bytes));
+}
+
+// pack_a, pack_b and tile for one size: the product of the panels is the product of the matrices.
+void check_product(const GemmKernels& g, DType ta, DType tb, int mr, int nr, int64_t K,
+                   Layout layout) {
+  const int64_t kc = (K + g.k_per_word - 1) / g.k_per_word;
+  const Source a(ta, mr, K, layout, 1), b(tb, K, nr, layout, 2);
+  const int64_t a_bytes = kc * g.MR * 4, b_bytes = kc * g.NR * g.b_bytes;
+  const Guarded packed_a(a_bytes + kSlack * 4), packed_b(b_bytes + kSlack * g.b_bytes);
+  g.pack_a(a.matrix, 0, mr, 0, kc, K, packed_a.as<void>());
+  g.pack_b(b.matrix, 0, nr, 0, kc, K, packed_b.as<void>());
+  const Guarded tight_a(a_bytes), tight_b(b_bytes), tile(int64_t(g.MR) * g.NR * 4);
+  tighten(packed_a, tight_a, a_bytes);
+  tighten(packed_b, tight_b, b_bytes);
+  g.tile(mr, kc, tight_a.as<void>(), tight_b.as<void>(), g.NR, tile.as<void>());
+  const DType sum_type = g.k_per_word == 1 ? DType::f32 : DType::s32;
+  bool equal = true;
+  for (int i = 0; i < mr; ++i) {
+    for (int j = 0; j < nr; ++j) {
+      float want = 0;
+      for (int64_t k = 0; k < K; ++k) want += a.at(i, k) * b.at(k, j);
+      equal = equal && test::element(tile.as<void>(), i * g.NR + j, sum_type) == want;
+    }
+  }
+  CHECK(equal);
+}
+
+// Weights in every width, with and without offsets, against the float kernel: the same bits, and
+// nothing is read beyond the panel, its scales or its rows.
+void check_weights(const KernelTable& table, int bits, bool offsets, int64_t K, int64_t group) {
+  const GemmKernels& g = table.gemm_f32;
+  const int NR = g.NR;
+  const int64_t lines = (K + 1) / 2, groups = (K + group - 1) / group;
+  const Guarded words(lines * NR * bits / 4), scale(groups * NR * 4), offset(groups * NR * 4);
+  for (int64_t i = 0; i < lines * NR * bits / 4; ++i) words.as<char>()[i] = char(i * 37 + 11);
+  for (int64_t i = 0; i < groups * NR; ++i) {
+    scale.as<float>()[i] = float(test::small(i, 3)) / 8;
+    offset.as<float>()[i] = float(test::small(i, 4));
+  }
+  WeightPanel w{words.as<char>(), bits, 0, group, scale.as<float>(), nullptr, NR};
+  if (offsets) w.shift = bits == 8 ? 128 : 8, w.offset = offset.as<float>();
+  const Guarded panel(K * NR * 4), a(K * g.MR * 4);
+  table.weights.to_floats(w, 0, K, panel.as<float>());
+  bool equal = true;
+  for (int64_t k = 0; k < K; ++k) {
+    for (int j = 0; j < NR; ++j) {
+      const int byte = words.as<int8_t>()[k / 2 * NR * bits / 4 + (bits == 8 ? 2 * j + k % 2 : j)];
+      const int q = bits == 8 ? byte : k % 2 ? byte >> 4 : int8_t(byte * 16) >> 4;
+      const float s = scale.as<float>()[k / group * NR + j];
+      const float o = offsets ? offset.as<float>()[k / group * NR + j] : 0;
+      equal = equal && panel.as<float>()[k * NR + j] == s * float(q + w.shift) + o;
+    }
+  }
+  for (int64_t i = 0; i < K * g.MR; ++i) a.as<float>()[i] = float(test::small(i, 5));
+  for (int mr = 1; mr <= table.weights.few; ++mr) {
+    const Guarded got(int64_t(g.MR) * NR * 4), want(int64_t(g.MR) * NR * 4);
+    table.weights.tile(mr, K, a.as<void>(), w, 0, got.as<void>());
+    g.tile(mr, K, a.as<void>(), panel.as<void>(), NR, want.as<void>());
+    equal = equal && std::memcmp(got.as<void>(), want.as<void>(), size_t(mr) * NR * 4) == 0;
+  }
+  CHECK(equal);
+}
+
+std::vector<int64_t> depths(const GemmKernels& g) {
+  const int64_t whole = int64_t(g.KC) * g.k_per_word;
+  return {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, whole - 1, whole};
+}
+
+void check_products(const GemmKernels& g, DType ta, DType tb) {
+  for (const Layout layout : kLayouts) {
+    for (const int64_t K : depths(g)) {
+      for (int mr = 1; mr <= g.MR; ++mr) check_product(g, ta, tb, mr, mr % g.NR + 1, K, layout);
+      for (const int nr : {g.NR - 1, g.NR}) check_product(g, ta, tb, g.MR, nr, K, layout);
+    }
+    for (int nr = 1; nr <= g.NR; ++nr) check_product(g, ta, tb, (nr - 1) % g.MR + 1, nr, 9, layout);
+  }
+}
+
+// store for one size and layout of out: y = relu(2 acc + bias) + residual in a float dtype.
+void check_store(const GemmKernels& g, DType t, int mr, int nr, Layout layout) {
+  const bool integers = g.k_per_word > 1;
+  const Guarded tile(int64_t(g.MR) * g.NR * 4), bias(nr * 4), scale_a(mr * 4), scale_b(nr * 4);
+  const DType sum_type = integers ? DType::s32 : DType::f32;
+  for (int i = 0; i < g.MR * g.NR; ++i) {
+    test::set_element(tile.as<void>(), i, sum_type, float(test::small(i, 3)));
+  }
+  for (int j = 0; j < nr; ++j) bias.as<float>()[j] = float(test::small(j, 4));
+  for (int i = 0; i < mr; ++i) scale_a.as<float>()[i] = 0.5f;
+  for (int j = 0; j < nr; ++j) scale_b.as<float>()[j] = 4.0f;
+  const Source residual(t, mr, nr, layout, 5), out(t, mr, nr, layout, 6);
+  Epilogue e;
+  e.activation = Activation::relu;
+  e.bias = bias.as<float>();
+  if (integers) {
+    e.scale_a = scale_a.as<float>(), e.scale_b = scale_b.as<float>();
+  } else {
+    e.alpha = 2.0f;
+  }
+  e.residual = residual.matrix;
+  e.out = out.matrix;
+  g.store(tile.as<void>(), 0, mr, 0, nr, e);
+  bool equal = true;
+  for (int i = 0; i < mr; ++i) {
+    for (int j = 0; j < nr; ++j) {
+      const float z = 2.0f * float(test::small(i * g.NR + j, 3)) + bias.as<float>()[j];
+      equal = equal && out.at(i, j) == (z > 0 ? z : 0.0f) + residual.at(i, j);
+    }
+  }
+  CHECK(equal);
+}
+
+void check_stores(const GemmKernels& g) {
+  for (const DType t : kFloats) {
+    for (const Layout layout : kLayouts) {
+      for (int mr = 1; mr <= g.MR; ++mr) {
+        for (const int nr : {1, g.NR / 2 - 1, g.NR / 2, g.NR / 2 + 1, g.NR - 1, g.NR}) {
+          check_store(g, t, mr, nr, layout);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(float_panels_multiply_right) {
+  test::for_each_level([](const KernelTable& table) {
+    check_products(table.gemm_f32, DType::f32, DType::f32);
+    check_products(table.gemm_f32, DType::bf16, DType::bf16);
+    check_products(table.gemm_f32, DType::bf16, DType::f32);
+    check_products(table.gemm_f32, DType::f16, DType::bf16);
+  });
+}
+
+TEST(int8_panels_multiply_right) {
+  test::for_each_level([](const KernelTable& table) {
+    check_products(table.gemm_s8, DType::s8, DType::s8);
+    check_products(table.gemm_u8, DType::u8, DType::s8);
+  });
+}
+
+TEST(weights_are_floats_on_the_way) {
+  test::for_each_level([](const KernelTable& table) {
+    for (const int bits : {8, 4}) {
+      for (const int64_t K : {1, 2, 3, 31, 32, 33, 255, 256}) {
+        for (const int64_t group : {int64_t(1), int64_t(5), int64_t(32), K}) {
+          check_weights(table, bits, false, K, group);
+          check_weights(table, bits, true, K, group);
+        }
+      }
+    }
+  });
+}
+
+TEST(tiles_are_stored_right) {
+  test::for_each_level([](const KernelTable& table) {
+    check_stores(table.gemm_f32);
+    check_stores(table.gemm_s8);
+  });
+}
+
+TEST(tiles_are_added_right) {
+  test::for_each_level([](const KernelTable& table) {
+    const GemmKernels& g = table.gemm_f32;
+    const Guarded tile(int64_t(g.MR) * g.NR * 4), sum(int64_t(g.MR) * g.NR * 4);
+    for (int i = 0; i < g.MR * g.NR; ++i) tile.as<float>()[i] = float(i);
+    for (int i = 0; i < g.MR * g.NR; ++i) sum.as<float>()[i] = -1.0f;
+    g.add_tile(true, tile.as<void>(), sum.as<void>());
+    g.add_tile(false, tile.as<void>(), sum.as<void>());
+    bool equal = true;
+    for (int i = 0; i < g.MR * g.NR; ++i) equal = equal && sum.as<float>()[i] == float(2 * i);
+    CHECK(equal);
+  });
+}
