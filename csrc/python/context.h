@@ -1,0 +1,46 @@
+// tw.options reaches the kernels here: the options of Python's current context (a ContextVar), as an
+// OptionScope around one call.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+#include <optional>
+
+#include "core/options.h"
+
+namespace tilewright::python {
+
+Options current_options();                // needs the GIL
+extern std::atomic<bool> g_options_used;  // false until tw.options is used: calls don't look before
+
+// Around whatever depends on threads, ISA level or precision.
+class ContextScope {
+ public:
+  ContextScope() {
+    if (g_options_used.load(std::memory_order_relaxed)) scope_.emplace(current_options());
+  }
+
+ private:
+  std::optional<OptionScope> scope_;
+};
+
+// py::gil_scoped_release without its look-up of pybind11's internals.
+class NoGil {
+ public:
+  NoGil() : state_(PyEval_SaveThread()) {}
+  ~NoGil() { PyEval_RestoreThread(state_); }
+  NoGil(const NoGil&) = delete;
+  NoGil& operator=(const NoGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// Around every call of a kernel: the context's options, and the GIL released.
+class KernelCall {
+ private:
+  ContextScope context_;
+  NoGil nogil_;
+};
+
+}  // namespace tilewright::python

@@ -1,0 +1,98 @@
+"""Timing competitors so that the machine's moods hit all of them alike.
+
+Every round times each engine once, in an order that rotates, so that a slow moment of the machine
+costs everybody and a ratio within a row stays fair. Before its sample an engine waits until the
+process is quiet (the other engines' worker threads spin for milliseconds after their work) and
+runs untimed for a moment, which wakes its own workers and warms caches: what is timed is the steady
+state of calls that follow each other. With `flush` the workers are awake and the caches cold.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+SAMPLE_SECONDS = 100e-6  # a timed sample repeats short calls until it lasts about this long
+WARM_SECONDS = 3e-3  # parked workers need some 100 us each time until they stay awake
+QUIET_SECONDS = 1e-3
+QUIET_PATIENCE = 50
+
+
+class Timing(NamedTuple):
+    """Seconds a call, over the rounds."""
+
+    min: float
+    median: float
+    spread: float  # (median - min) / min: how far the machine lifted the usual round above the best
+    rounds: int
+
+
+def summarize(samples: list[float]) -> Timing:
+    """Best, median and spread of some samples."""
+    best, median = min(samples), statistics.median(samples)
+    return Timing(best, median, (median - best) / best, len(samples))
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 20,
+    budget: float = 12.0,
+    quiet: bool = True,
+    flush: Callable[[], Any] | None = None,
+) -> dict[str, Timing]:
+    """Time every call, round by round.
+
+    Args:
+        calls: engine → call.
+        rounds: samples of each engine.
+        budget: seconds after which no further round starts, once there are five.
+        quiet: wait for the process's other threads to sleep before each sample.
+        flush: empties the caches before each sample: cold figures, one call a sample.
+    """
+    repeats = {name: 1 if flush else _repeats(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    start = time.perf_counter()
+    for index in range(rounds):
+        if index >= 5 and time.perf_counter() - start > budget:
+            break
+        for name in names[index % len(names) :] + names[: index % len(names)]:
+            call = calls[name]
+            if quiet:
+                wait_until_quiet()
+            _warm(call)
+            if flush:
+                flush()
+            samples[name].append(_sample(call, repeats[name]))
+    return {name: summarize(values) for name, values in samples.items()}
+
+
+def wait_until_quiet() -> None:
+    """Sleep until this process burns no CPU time while it sleeps."""
+    for _ in range(QUIET_PATIENCE):
+        before = time.process_time()
+        time.sleep(QUIET_SECONDS)
+        if time.process_time() - before < 0.2 * QUIET_SECONDS:
+            return
+
+
+def _warm(call: Callable[[], Any]) -> None:
+    until = time.perf_counter() + WARM_SECONDS
+    call()
+    while time.perf_counter() < until:
+        call()
+
+
+def _sample(call: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(call: Callable[[], Any]) -> int:
+    call()
+    return max(1, round(SAMPLE_SECONDS / max(min(_sample(call, 1) for _ in range(3)), 1e-9)))

@@ -1,0 +1,184 @@
+"""The table on the terminal, and the same one in the README files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+COLUMNS = (
+    f"{'op':18} {'shape':22} {'dtype':8} {'isa':7} {'T':>2} {'ms':>9} {'median':>9} {'spread':>6} "
+)
+COLUMNS += (
+    f"{'GFLOP/s':>8} {'GB/s':>7} {'%roof':>6} {'bound':5} {'×numpy':>7} {'×torch':>7} {'×f32':>6}"
+)
+
+NAMES = {"numpy": "NumPy", "torch": "torch"}
+
+
+def header(machine: dict[str, Any]) -> str:
+    """What was measured, on what."""
+    commit = f" at {machine['commit']}" if machine["commit"] else ""
+    lines = [
+        f"tilewright {machine['version']}{commit} · {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['system']} · load {machine['load']}",
+        f"compiler {machine['compiler']}, {machine['build_type']} · Python {machine['python']}",
+        *(f"  {line}" for line in machine["flags"]),
+        "ms: best round; median and spread over the rounds; ×engine: its best time over ours",
+    ]
+    return "\n".join(lines)
+
+
+def run_header(run: dict[str, Any]) -> str:
+    """The engines, the limits, the column names."""
+    roof = run["roofline"]
+    memory = " · ".join(f"{name} {m['gbs']:.0f} GB/s" for name, m in roof["memory"].items())
+    threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
+    return "\n".join(
+        [
+            f"\n{run['isa']}, {threads}, {run['caches']} caches",
+            *(f"  {name:11}{text}" for name, text in run["engines"].items()),
+            f"  roof       float32 {roof['gflops']:.0f} GFLOP/s · "
+            f"int8 {roof['int8_gops']:.0f} GOP/s · {memory}",
+            COLUMNS,
+        ]
+    )
+
+
+def line(row: dict[str, Any], run: dict[str, Any]) -> str:
+    """One case; a failed one has its message in place of numbers."""
+    start = f"{row['op']:18} {row['shape']:22} {row['dtype']:8} {run['isa']:7} {run['threads']:2d} "
+    if "error" in row:
+        return f"{start}{row['error']}"
+    t = row["engines"]["tilewright"]
+    ratios = "".join(
+        f" {_ratio(row, name):>{width}}" for name, width in (("numpy", 7), ("torch", 7), ("f32", 6))
+    )
+    wrong = "".join(f"  {row[key]}" for key in ("numpy_error", "torch_error") if key in row)
+    return (
+        start
+        + f"{t['min'] * 1e3:9.4f} {t['median'] * 1e3:9.4f} {t['spread']:6.0%} {row['gflops']:8.1f} "
+        f"{row['gbs']:7.1f} {row['roof']:6.0%} {row['bound']:5}{ratios}{wrong}"
+    )
+
+
+def _ratio(row: dict[str, Any], engine: str) -> str:
+    return f"{row['ratios'][engine]:.2f}" if engine in row["ratios"] else "-"
+
+
+def means(rows: Iterable[dict[str, Any]]) -> str:
+    """Geometric means of the ratios, by op."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for engine, ratio in row.get("ratios", {}).items():
+            ratios.setdefault(row["op"], {}).setdefault(engine, []).append(ratio)
+    lines = ["geometric means (worst case):"]
+    for op, by_engine in ratios.items():
+        parts = (f"×{e} {geometric_mean(r):.2f} ({min(r):.2f})" for e, r in by_engine.items())
+        lines.append(f"  {op:18} " + "  ".join(parts))
+    return "\n".join(lines)
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Of positive numbers."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def overhead(result: dict[str, Any]) -> str:
+    """Microseconds of tiny calls, and import times."""
+    lines = ["overhead, µs a call on tiny plain arrays (whole call, kernel included):"]
+    for name, entry in result["calls"].items():
+        peers = "".join(f"   {p} {entry[p]:.2f}" for p in ("numpy", "torch") if p in entry)
+        kernel = (
+            f"   kernel alone {entry['kernel']:.2f}, over it {entry['us'] - entry['kernel']:.2f}"
+            if "kernel" in entry
+            else ""
+        )
+        lines.append(f"  {name:20} {entry['us']:6.2f}{kernel}{peers}")
+    ours, base = result["import_ms"], result["import_numpy_ms"]
+    lines.append(f"  import tilewright {ours:.0f} ms, NumPy {base:.0f}: {ours - base:.0f} over it")
+    return "\n".join(lines)
+
+
+# --- README blocks --------------------------------------------------------------------------------
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The results as Markdown tables, every case."""
+    lines = [_machine(results)]
+    for run in results["runs"]:
+        threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
+        lines += [
+            "",
+            f"**{run['isa']}, {threads}** — "
+            + "; ".join(f"{n} {t}" for n, t in run["engines"].items()),
+            "",
+        ]
+        lines += [
+            "| op | shape | ms | GFLOP/s | GB/s | % of roof | × NumPy | × torch | × own f32 |"
+        ]
+        lines += ["|---|---|--:|--:|--:|---|--:|--:|--:|"]
+        lines += [_markdown_row(row) for row in run["rows"] if "error" not in row]
+    return "\n".join(lines)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """One Markdown table: each op's ratios over its cases, a column for each run and peer."""
+    runs = results["runs"]
+    peers = [(run, e) for run in runs for e in ("numpy", "torch") if e in run["engines"]]
+    names = [f"{r['isa']}, {r['threads']} T × {NAMES[e]}" for r, e in peers]
+    lines = [
+        f"{_machine(results)} {_engines(runs[0])}. Geometric mean over the cases (worst); "
+        "above 1 tilewright is faster.",
+        "",
+        "| op | cases | " + " | ".join(names) + " |",
+        "|---|--:|" + "--:|" * len(peers),
+    ]
+    for op in dict.fromkeys(row["op"] for run in runs for row in run["rows"]):
+        cells, cases = [], 0
+        for run, engine in peers:
+            rows = [row for row in run["rows"] if row["op"] == op and "error" not in row]
+            ratios = [row["ratios"][engine] for row in rows if engine in row["ratios"]]
+            cases = max(cases, len(rows))
+            cells.append(f"{geometric_mean(ratios):.2f} ({min(ratios):.2f})" if ratios else "-")
+        lines.append(f"| {op} | {cases} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, compiler {machine['compiler']}."
+
+
+def _engines(run: dict[str, Any]) -> str:
+    return "; ".join(f"{n} {t.split(',')[0]}" for n, t in run["engines"].items())
+
+
+def _markdown_row(row: dict[str, Any]) -> str:
+    cells = [row["op"], row["shape"], f"{row['engines']['tilewright']['min'] * 1e3:.3g}"]
+    cells += [f"{row['gflops']:.0f}", f"{row['gbs']:.0f}", f"{row['roof']:.0%} {row['bound']}"]
+    cells += [_ratio(row, engine) for engine in ("numpy", "torch", "f32")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def update_readmes(results: dict[str, Any]) -> None:
+    """Rewrite the marked blocks of bench/README.md and README.md.
+
+    Raises:
+        SystemExit: this is an installed package, not a source checkout.
+    """
+    root = Path(__file__).resolve().parents[3]
+    if not (root / "bench" / "README.md").is_file():
+        raise SystemExit("--update-readme works in a source checkout only")
+    replace_block(root / "bench" / "README.md", markdown(results))
+    replace_block(root / "README.md", summary(results))
+
+
+def replace_block(file: Path, text: str) -> None:
+    """Put text between <!-- bench --> and <!-- /bench -->, where the file has them."""
+    begin, end = "<!-- bench -->", "<!-- /bench -->"
+    old = file.read_text() if file.is_file() else ""
+    if begin in old and end in old:
+        head, rest = old.split(begin, 1)
+        file.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}")

@@ -1,0 +1,98 @@
+"""dequantize: csrc/ops/quantize.cc (rule) · csrc/cpu/quantize.cc · csrc/simd/quantize.cc."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tilewright import _core
+from tilewright.errors import DtypeError
+from tilewright.ops.quantize import quantize
+from tilewright.packed import PackedMatrix
+from tilewright.quantized import QuantizedArray
+from tilewright.registry import Context, Cost, Reference, op
+
+
+@op()
+class dequantize:
+    """Turn a QuantizedArray back into floats.
+
+        y = scale * q                  with offsets y = fma(scale, q, offset)       rounded once
+
+    Args:
+        q: a QuantizedArray, or ``tw.pack`` of one.
+        out: where to write y: float32, bfloat16 or float16, shaped like q; no overlap with q.
+
+    Returns:
+        y float32, shaped like q (or ``out``). A scale that is not finite gives NaN.
+
+    Raises:
+        ShapeError, DtypeError: naming the argument.
+    """
+
+    rows = ()
+
+    @staticmethod
+    def forward(ctx: Context, q: Any, *, out: Any = None) -> Any:
+        if isinstance(q, PackedMatrix):
+            y = np.empty(q.shape, np.float32) if out is None else out
+            _core.unpack_floats(q, y)
+            return y
+        if not isinstance(q, QuantizedArray):
+            raise DtypeError(f"dequantize: q must be a QuantizedArray, got {type(q).__name__}")
+        data = q.integers()
+        y = np.empty_like(data, np.float32) if out is None else out
+        axis, group = -1 if q.axis is None else q.axis, q.group_size or 0
+        _core.dequantize(data, q.scale, q.offset, axis, y, group, q.along)
+        return y
+
+    @staticmethod
+    def reference(q: Any) -> Reference:
+        y = q.integers() * spread(q.scale, q)
+        offset = 0.0 if q.offset is None else spread(q.offset, q)
+        return Reference(y + offset, abs(y) + abs(offset), 1)
+
+    @staticmethod
+    def cost(q: Any, **_: Any) -> Cost:
+        size = math.prod(q.shape)
+        return Cost(1.0 * size, q.nbytes + 4 * size)
+
+    # shape; kept axis; then bits, g group size, o offsets
+    cases = (
+        "1,1;0",
+        "3,5;none",
+        "7,33;1",
+        "17,130;0",
+        "2,3,65;1",
+        "0,4;1",
+        "96,768;0",
+        "7,33;1;o",
+        "5,70;0;g32",
+        "70,5;1;g7;o",
+        "70;none;g16",
+        "3,65;none;4",
+        "5,33;0;4;g8",
+        "33,5;1;4;g6;o",
+    )
+
+    @staticmethod
+    def make(case: str, rng: Any, dtype: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        shape, axis, *flags = case.split(";")
+        kept = None if axis == "none" else int(axis)
+        x = rng.standard_normal([int(n) for n in shape.split(",")]).astype(np.float32)
+        groups = [int(f[1:]) for f in flags if f[0] == "g"]
+        options: dict[str, Any] = {"bits": 4 if "4" in flags else 8, "symmetric": "o" not in flags}
+        return (quantize(x, axis=kept, group_size=groups[0] if groups else None, **options),), {}
+
+
+def spread(value: Any, q: QuantizedArray) -> Any:
+    """Return scales or offsets as float64, broadcastable against the array they belong to."""
+    value = value.astype(np.float64)
+    if q.group_size is not None:
+        return np.repeat(value, q.group_size, q.along).take(range(q.shape[q.along]), q.along)
+    shape = [1] * q.ndim
+    if q.axis is not None:
+        shape[q.axis] = -1
+    return value.reshape(shape)

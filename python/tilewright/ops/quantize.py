@@ -1,0 +1,98 @@
+"""quantize: csrc/ops/quantize.cc (rule) · csrc/cpu/quantize.cc · csrc/simd/quantize.cc.
+
+A function and no registered op: its result is a QuantizedArray, which no gradient flows through.
+tests/test_quantize.py holds it to its formula, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tilewright import _core
+from tilewright.autograd import unwrap
+from tilewright.errors import DtypeError, ShapeError
+from tilewright.quantized import (
+    QuantizedArray,
+    check_axes,
+    check_bits,
+    check_groups,
+    pack_nibbles,
+    scale_shape,
+)
+
+
+def quantize(
+    x: Any,
+    *,
+    bits: int = 8,
+    axis: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    out: QuantizedArray | None = None,
+) -> QuantizedArray:
+    """Round an array to integers: x ~ scale * q + offset.
+
+        symmetric   s = max|x| / L             q = clamp(rne(x / s), -L, L), L = 127 (4 bits: 7)
+        else        s = (max x - min x) / L    q = clamp(rne((x - min x) / s), 0, L), L = 255 (15)
+                    offset = min x
+
+    All in float32, rounded to nearest even; s is 1 where that is 0. The bits are the same on every
+    ISA level. The maxima are those of the whole array, of each index of ``axis``, or of each group
+    of ``group_size`` neighbours along the reduced axis: the last one that is not ``axis``.
+
+    Args:
+        x: float32, bfloat16 or float16 (or a Tensor of it), any shape and strides.
+        bits: 8 or 4; 4 are packed two a byte along the reduced axis, the lower nibble first.
+        axis: the axis that keeps a scale for each index (weights (out, in): 0), or None.
+        group_size: None, or how many neighbours share a scale: x has two axes and ``axis`` is
+            given, or it has one. The last group is shorter where the size does not divide.
+        symmetric: True: int8, no offsets. False: uint8 with offsets.
+        out: a QuantizedArray of 8 bits of x's shape, made with the same arguments, to write to.
+
+    Returns:
+        A QuantizedArray. Where a NaN or an infinity is among the numbers that share a scale (or
+        max x - min x overflows) their integers are 0 and the scale is NaN or infinite: everything
+        computed from them is NaN, and no others are touched.
+
+    Raises:
+        ShapeError, DtypeError, UnsupportedError: naming the argument.
+    """
+    check_bits("quantize", bits)
+    x = unwrap(x, "quantize: x")
+    if not isinstance(x, np.ndarray):
+        raise DtypeError(f"quantize: x must be an array, got {type(x).__name__}")
+    axis, along = check_axes("quantize", "x", x.shape, axis, None, bits)
+    check_groups("quantize", "x", x.shape, axis, group_size)
+    if out is None:
+        # like x's layout: a transposed view stays one, and is read and written along memory
+        data = np.empty_like(x, np.int8 if symmetric else np.uint8)
+        scale = np.empty(scale_shape(x.shape, axis, along, group_size), np.float32)
+        offset = None if symmetric else np.empty_like(scale)
+    else:
+        data, scale, offset = _parts_of(out, bits, axis, group_size, symmetric)
+    kept = -1 if axis is None else axis
+    _core.quantize(x, kept, data, scale, offset, bits, group_size or 0, along)
+    if out is not None:
+        return out
+    if bits == 4:
+        data = pack_nibbles(data, along)
+    return QuantizedArray(
+        data, scale, axis, bits=bits, group_size=group_size, offset=offset, shape=x.shape
+    )
+
+
+def _parts_of(
+    out: Any, bits: int, axis: int | None, group_size: int | None, symmetric: bool
+) -> tuple[Any, Any, Any]:
+    """The arrays of ``out``, if it was made as it is to be written."""
+    if bits == 4 or not isinstance(out, QuantizedArray) or out.bits != 8:
+        raise ShapeError(f"quantize: out must be a QuantizedArray of 8 bits, got {out!r}")
+    want = (axis, group_size, not symmetric)
+    if (out.axis, out.group_size, out.offset is not None) != want:
+        raise ShapeError(
+            f"quantize: out must be a QuantizedArray with axis {axis}, group_size {group_size}, "
+            f"{'no ' * symmetric}offsets, got {out!r}"
+        )
+    return out.data, out.scale, out.offset

@@ -1,0 +1,66 @@
+"""Gradient clipping: all gradients at once, in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from tilewright import _core
+from tilewright.autograd import Tensor
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> float:
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)).
+
+    Args:
+        parameters: Tensors, those without a gradient included.
+        max_norm: the largest norm that is left alone.
+        norm_type: p of the norm (sum |g|^p)^(1/p) of all gradients as one vector; may be inf.
+        error_if_nonfinite: raise where the norm is NaN or infinite.
+
+    Returns:
+        The norm before; where it is not finite, so are the gradients after.
+
+    Raises:
+        RuntimeError: the norm is not finite, and ``error_if_nonfinite``.
+    """
+    grads = _gradients(parameters)
+    norm = _norm(grads, float(norm_type))
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise RuntimeError(f"clip_grad_norm_: the {norm_type}-norm of the gradients is {norm}")
+    scale = max_norm / (norm + 1e-6)
+    if not scale >= 1.0:
+        _core.scale_tensors(grads, scale)
+    return norm
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Bring every element of every gradient into [-clip_value, clip_value]; NaN stays NaN."""
+    if not clip_value >= 0.0:
+        raise ValueError(f"clip_grad_value_: clip_value must be at least 0, got {clip_value}")
+    for grad in _gradients(parameters):
+        limit = np.asarray(clip_value, grad.dtype)
+        np.minimum(np.maximum(grad, -limit, out=grad), limit, out=grad)
+
+
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[np.ndarray]:
+    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    return [p.grad for p in given if p.grad is not None]
+
+
+def _norm(grads: list[np.ndarray], p: float) -> float:
+    if p == 2.0:
+        return math.sqrt(_core.sum_squares(grads))
+    sizes = [np.abs(g.astype(np.float64)) for g in grads if g.size]
+    if p == math.inf:
+        return float(np.max([size.max() for size in sizes], initial=0.0))
+    if not p > 0.0:
+        raise ValueError(f"clip_grad_norm_: norm_type must be above 0, got {p}")
+    return float(sum((size**p).sum() for size in sizes) ** (1.0 / p))
