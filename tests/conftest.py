@@ -1,0 +1,113 @@
+"""Fixtures of all tests: ISA level, dtype, generator, threads; the header and the closing table."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+import harness
+from tilewright import _core
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=1, help="seed of all random test data")
+    parser.addoption("--accuracy", default="", help="write the closing table to this Markdown file")
+    parser.addoption("--isa", default="", help="only these ISA levels, comma-separated")
+
+
+def pytest_configure(config):
+    harness.seed = config.getoption("--seed")
+
+
+def pytest_report_header(config):
+    skipped = ", ".join(harness.SKIPPED_ISAS) or "none"
+    version, threads = _core.build_info()["version"], _core.get_num_threads()
+    return (
+        f"tilewright {version} on {cpu_name()}, {threads} threads; levels "
+        f"{', '.join(levels(config))} (not on this machine: {skipped}); --seed {harness.seed}"
+    )
+
+
+def cpu_name():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return "this machine"
+
+
+def levels(config):
+    wanted = [name for name in config.getoption("--isa").split(",") if name]
+    unknown = set(wanted) - set(harness.SUPPORTED_ISAS)
+    if unknown:
+        raise pytest.UsageError(f"--isa: not supported here: {', '.join(sorted(unknown))}")
+    return wanted or harness.SUPPORTED_ISAS
+
+
+def pytest_generate_tests(metafunc):
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", levels(metafunc.config), indirect=True)
+
+
+@pytest.fixture
+def isa(request):
+    """The test runs on this level; the one from before is active again afterwards."""
+    before = next(name for name, _, _, active in _core.isa_levels() if active)
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
+
+
+@pytest.fixture(params=harness.DTYPES)
+def dtype(request):
+    return harness.DTYPES[request.param]
+
+
+@pytest.fixture
+def rng(request):
+    return harness.rng_for(request.node.nodeid)
+
+
+@pytest.fixture
+def threads():
+    """A setter of the thread count; restored afterwards."""
+    before = _core.get_num_threads()
+    yield _core.set_num_threads
+    _core.set_num_threads(before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        report.sections.append(("random data", f"--seed {harness.seed}"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not harness.worst:
+        return
+    terminalreporter.section("largest error / bound")
+    for name, (ratio, where) in sorted(harness.worst.items()):
+        bar = "#" * int(np.clip(np.ceil(ratio * 20), 0, 20))
+        terminalreporter.write_line(f"{name:<32} {ratio:7.3f}  {bar:<20}  {where}")
+    if path := terminalreporter.config.getoption("--accuracy"):
+        write_accuracy(pathlib.Path(path), levels(terminalreporter.config))
+
+
+def write_accuracy(path, isas):
+    """Replace the table of docs/accuracy.md."""
+    rows = [
+        f"| {name} | {ratio:.3f} | {where} |"
+        for name, (ratio, where) in sorted(harness.worst.items())
+    ]
+    table = [
+        f"Measured on {cpu_name()}, levels {', '.join(isas)}, seed {harness.seed}.",
+        "",
+        "| op and dtype | worst error / bound | where |",
+        "|---|--:|---|",
+        *rows,
+    ]
+    above, mark, _ = path.read_text().partition("<!-- table -->\n")
+    path.write_text(f"{above}{mark}\n" + "\n".join(table) + "\n")

@@ -1,0 +1,224 @@
+"""The bench measures what it says: right answers only, comparisons that tell noise from change."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tilewright import runtime
+from tilewright.bench import cases, engines, measure, oracle, roofline, run, table
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOF = roofline.Roofline(1e11, 1e11, (roofline.Level("DRAM", float("inf"), 1e10),))
+
+
+def options(*arguments):
+    return run.parser().parse_args(["--rounds", "2", "--threads", "1", *arguments])
+
+
+def plan(call, want):
+    case = cases.Case(
+        "matmul", "planted", {"tilewright": call}, lambda: [want], cases.Cost(1e3, 1e3)
+    )
+    return cases.Plan("matmul", "planted", lambda torch: case)
+
+
+def test_quick_run_writes_every_op(tmp_path, capfd):
+    file = tmp_path / "bench.json"
+    level = runtime.isas()[0].name
+    status = run.main(
+        ["--quick", "--rounds", "1", "--isa", level, "--threads", "1", "--json", str(file)]
+    )
+    printed = capfd.readouterr().out
+    assert status == 0, printed
+    results = json.loads(file.read_text())
+    assert results["schema"] == run.SCHEMA
+    assert results["machine"]["cpu"]
+    (only,) = results["runs"]
+    assert (only["isa"], only["threads"]) == (level, 1)
+    assert {row["op"] for row in only["rows"]} == {
+        p.op for p in cases.quick_plans() if cases.exists(p)
+    }
+    for row in only["rows"]:
+        assert 0 < row["engines"]["tilewright"]["min"] <= row["engines"]["tilewright"]["median"]
+        assert row["gflops"] > 0
+        assert row["bound"] in ("fma", "int8", "L2", "L3", "DRAM")
+        assert f"{row['op']:18} {row['shape']:22}" in printed
+    assert only["overhead"]["calls"]["matmul 4x4"]["us"] > 0
+
+
+def test_right_answer_is_timed():
+    row = run.bench(plan(lambda: np.ones(3, np.float32), np.ones(3)), None, ROOF, options(), 1)
+    assert "error" not in row
+    assert row["engines"]["tilewright"]["rounds"] == 2
+
+
+@pytest.mark.parametrize("wrong", [1.001, np.nan], ids=["off by 0.1 %", "NaN"])
+def test_wrong_answer_gets_no_number(wrong):
+    answer = np.array([1, wrong, 1], np.float32)
+    row = run.bench(plan(lambda: answer, np.ones(3)), None, ROOF, options(), 1)
+    assert row["engines"] == {}
+    assert "gflops" not in row
+    line = table.line(row, {"isa": "generic", "threads": 1})
+    assert "WRONG ANSWER: tilewright: output 0 at (1,)" in line
+
+
+def test_a_case_that_raises_leaves_a_row():
+    def call():
+        raise RuntimeError("planted")
+
+    row = run.bench(plan(call, np.ones(3)), None, ROOF, options(), 1)
+    assert row["engines"] == {}
+    assert row["error"] == "RuntimeError: tilewright: planted"
+
+
+def test_a_wrong_peer_loses_its_column_only():
+    case = plan(lambda: np.ones(3, np.float32), np.ones(3)).build(None)
+    case.calls = {**case.calls, "numpy": lambda: np.zeros(3, np.float32)}
+    row = run.bench(cases.Plan("matmul", "x", lambda torch: case), None, ROOF, options(), 1)
+    assert set(row["engines"]) == {"tilewright"}
+    assert "numpy" in row["numpy_error"]
+
+
+def test_integers_must_be_equal():
+    with pytest.raises(oracle.WrongAnswer, match="is 1000001, expected 1000000"):
+        oracle.check("x", [np.array([1_000_001])], [np.array([1_000_000])])
+
+
+def test_oracle_gradients_follow_differences():
+    rng = np.random.default_rng(0)
+    q, k, v, do = rng.standard_normal((4, 1, 1, 3, 2))
+    _, dq, _, _ = oracle.attention(q, k, v, True, do)
+    step = np.zeros_like(q)
+    step[0, 0, 2, 1] = 1e-6
+    up, down = (oracle.attention(q + s, k, v, True)[0] for s in (step, -step))
+    assert np.isclose(((up - down) * do).sum() / 2e-6, dq[0, 0, 2, 1])
+    x, dy, gamma, beta = (
+        rng.standard_normal((2, 5)),
+        rng.standard_normal((2, 5)),
+        *rng.standard_normal((2, 5)),
+    )
+    _, dx, _, _ = oracle.layernorm(x, gamma, beta, dy)
+    step = np.zeros_like(x)
+    step[1, 3] = 1e-6
+    up, down = (oracle.layernorm(x + s, gamma, beta)[0] for s in (step, -step))
+    assert np.isclose(((up - down) * dy).sum() / 2e-6, dx[1, 3])
+
+
+def test_interleave_calls_everybody_equally(monkeypatch):
+    monkeypatch.setattr(measure, "WARM_SECONDS", 0.0)
+    counts = {"a": 0, "b": 0}
+
+    def call(name):
+        counts[name] += 1
+
+    flush = {"n": 0}
+    timings = measure.interleave(
+        {name: lambda name=name: call(name) for name in counts},
+        rounds=3,
+        quiet=False,
+        flush=lambda: flush.update(n=flush["n"] + 1),
+    )
+    assert counts == {"a": 6, "b": 6}
+    assert flush["n"] == 6
+    assert timings["a"].rounds == 3
+
+
+def test_limit_names_what_binds():
+    memory = (roofline.Level("L2", 1e6, 1e11), roofline.Level("DRAM", float("inf"), 1e10))
+    roof = roofline.Roofline(1e11, 2e11, memory)
+    assert roof.limit(1e9, 10) == (1e-2, "fma")
+    assert roof.limit(1e9, 10, integer=True) == (5e-3, "int8")
+    assert roof.limit(1, 1e5) == (1e-6, "L2")
+    assert roof.limit(1, 1e8) == (1e-2, "DRAM")
+
+
+def test_measured_roof_is_plausible():
+    roof = roofline.measure(0.01)
+    assert roof.flops > 1e8
+    assert roof.int8 > 1e8
+    assert [level.name for level in roof.memory] == ["L2", "L3", "DRAM"]
+
+
+def test_peers_are_held_and_freed():
+    env = engines.child_environment("avx2", 3, {"OPENBLAS_CORETYPE": "Prescott", "HOME": "/x"})
+    assert env["OPENBLAS_CORETYPE"] == "Haswell"
+    assert env["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert env["OMP_NUM_THREADS"] == "3"
+    env = engines.child_environment("avx512", 1, {"OPENBLAS_CORETYPE": "Prescott", "HOME": "/x"})
+    assert "OPENBLAS_CORETYPE" not in env
+    assert env["HOME"] == "/x"
+
+
+def result(seconds, spread=0.02):
+    timing = {"min": seconds, "median": seconds * (1 + spread), "spread": spread, "rounds": 20}
+    row = {"op": "matmul", "shape": "8", "dtype": "float32", "engines": {"tilewright": timing}}
+    return {"runs": [{"isa": "avx2", "threads": 1, "rows": [row]}]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "spread", "status", "word"),
+    [
+        (1.0, 2.0, 0.02, 1, "slower"),
+        (2.0, 1.0, 0.02, 0, "faster"),
+        (1.0, 1.03, 0.02, 0, "same"),
+        (1.0, 1.3, 0.5, 0, "same"),
+    ],
+    ids=["twice as slow", "twice as fast", "within 5 %", "within the noise"],
+)
+def test_compare_tells_change_from_noise(tmp_path, before, after, spread, status, word):
+    files = [tmp_path / "before.json", tmp_path / "after.json"]
+    for file, seconds in zip(files, (before, after), strict=True):
+        file.write_text(json.dumps(result(seconds, spread)))
+    command = [sys.executable, str(ROOT / "bench" / "compare.py"), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert word in done.stdout.splitlines()[1]
+
+
+def test_compare_needs_a_common_case(tmp_path, capsys):
+    for name, rows in (("a", result(1.0)), ("b", {"runs": []})):
+        (tmp_path / name).write_text(json.dumps(rows))
+    compare = runpy.run_path(str(ROOT / "bench" / "compare.py"))
+    assert compare["main"]([str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "no case" in capsys.readouterr().out
+
+
+def test_readme_block_is_replaced(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    table.replace_block(file, "new")
+    assert file.read_text() == "before\n<!-- bench -->\n\nnew\n\n<!-- /bench -->\nafter\n"
+    file.write_text("no block")
+    table.replace_block(file, "new")
+    assert file.read_text() == "no block"
+
+
+def test_plot_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    from tilewright.bench import plot
+
+    row = {"op": "matmul", "shape": "512x512x512 nn", "gflops": 90.0, "gbs": 1.0}
+    row["engines"] = {"tilewright": {"min": 1.0}, "numpy": {"min": 1.1}}
+    results = {
+        "runs": [{"isa": "avx2", "threads": 2, "rows": [row], "roofline": {"gflops": 100.0}}]
+    }
+    plot.draw(results, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_training_follows_torch(tmp_path):
+    pytest.importorskip("torch")
+    file = tmp_path / "train.json"
+    command = [sys.executable, str(ROOT / "bench" / "train_vs_torch.py"), "--model", "demo"]
+    command += ["--threads", "1", "--steps", "5", "--json", str(file)]
+    subprocess.run(command, check=True)
+    (result,) = json.loads(file.read_text())
+    losses = np.array([result["losses"]["tilewright"], result["losses"]["torch"]])
+    assert losses[0, -1] < losses[0, 0] - 0.1
+    assert np.abs(losses[0] - losses[1]).max() < 1e-3

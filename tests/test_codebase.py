@@ -1,0 +1,237 @@
+"""The code base about itself: layers, symbols, flags, sizes, and that every op is complete."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import tilewright as tw
+from tilewright.registry import OPS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LARGEST_FILE = 900  # lines; kernels aim at 400, others at 600
+TEXT = {".cc", ".h", ".py", ".pyi", ".md", ".txt", ".toml", ".json", ".sh", ".cmake", ""}
+
+
+def tracked():
+    """Files of the repository: what git knows, or everything in a source archive."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\n")
+        return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+    folders = ("csrc", "python", "tests", "bench")
+    return [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()]
+
+
+FILES = tracked()
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def sources(*folders, suffixes=(".cc", ".h")):
+    return [
+        p
+        for p in FILES
+        if p.suffix in suffixes and any(p.is_relative_to(ROOT / folder) for folder in folders)
+    ]
+
+
+def found_in(paths, pattern):
+    """file:line of every match."""
+    hits = []
+    for path in paths:
+        for number, line in enumerate(text_of(path).splitlines(), 1):
+            if re.search(pattern, line):
+                hits.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    return hits
+
+
+# What the files of a layer may include, besides the C++ library; an arrow only ever points down.
+MAY_INCLUDE = {
+    "csrc/include": r"tilewright/",
+    "csrc/core": r"(core|tilewright)/",
+    "csrc/simd": r"(simd/|tilewright/|cpu/kernel_table\.h|cpu/kernels_\w+\.h)",
+    "csrc/cpu": r"(core|cpu|tilewright)/",
+    "csrc/ops": r"(core|cpu|ops|tilewright)/",
+    "csrc/python": r"(core|cpu|ops|python|tilewright)/",
+}
+
+
+@pytest.mark.parametrize("layer", MAY_INCLUDE)
+def test_includes_point_down(layer):
+    wrong = [
+        hit
+        for hit in found_in(sources(layer), r'^\s*#\s*include\s*"')
+        if not re.search(rf'#\s*include\s*"{MAY_INCLUDE[layer]}', hit)
+    ]
+    assert not wrong, wrong
+
+
+def test_simd_uses_no_standard_library():
+    allowed = r"<(stdint|stddef|string|immintrin|arm_neon)\.h>"
+    includes = found_in(sources("csrc/simd"), r"^\s*#\s*include\s*<")
+    wrong = [hit for hit in includes if not re.search(allowed, hit)]
+    wrong += found_in(sources("csrc/simd"), r"^[^/\"]*\bstd::")
+    assert not wrong, wrong
+
+
+def test_pybind11_only_in_the_binding():
+    everywhere_else = [p for p in sources("csrc") if not p.is_relative_to(ROOT / "csrc/python")]
+    assert not found_in(everywhere_else, r"pybind11|Python\.h")
+
+
+def test_every_kernel_call_brings_its_context():
+    """The GIL is released by KernelCall alone, which brings the options of tw.options along."""
+    others = [p for p in sources("csrc/python") if p.name != "context.h"]
+    assert not found_in(others, "gil_scoped_release")
+
+
+def test_getenv_only_in_env():
+    others = [p for p in sources("csrc") if p.name != "env.cc"]
+    assert not found_in(others, r"\bgetenv\b(?! of)")
+
+
+def test_the_library_never_prints_aborts_or_exits():
+    calls = r"\b(printf|puts|abort|std::terminate|exit|_exit)\s*\("
+    others = [p for p in sources("csrc") if p.name != "trace.cc"]
+    assert not found_in(others, calls)
+    assert not found_in(others, r"std::(cout|cerr)|\bassert\(")
+
+
+def test_no_fast_math_and_no_tile_intrinsics():
+    builds = [p for p in FILES if p.name.startswith("CMake") or p.suffix in (".toml", ".cmake")]
+    flags = "-f" + "fast-math|-O" + "fast|associative-math"
+    assert not found_in(builds, rf"^[^#]*({flags})")
+    assert not found_in(sources("csrc"), rf'"({flags})"|pragma.*{flags}')
+    assert not found_in(sources("csrc"), r"\b_tile_[a-z]+")
+
+
+def test_no_paths_of_one_machine():
+    folders = "|".join(("home", "root", "work", "Users", "tmp"))
+    texts = [p for p in FILES if p.suffix in TEXT]
+    hits = found_in(texts, rf"(?<![\w.~/*$}})-])/({folders})/\w")
+    assert not hits, hits
+
+
+def test_nothing_is_left_to_do():
+    words = "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3))
+    assert not found_in([p for p in FILES if p.suffix in TEXT], rf"\b({words})\b")
+
+
+def test_file_sizes():
+    texts = [p for p in FILES if p.suffix in TEXT and p.name != "LICENSE"]
+    sizes = {str(p.relative_to(ROOT)): len(text_of(p).splitlines()) for p in texts}
+    assert not {name: n for name, n in sizes.items() if n > LARGEST_FILE}
+
+
+def test_torch_is_a_peer_never_a_need():
+    package = [
+        p
+        for p in sources("python/tilewright", suffixes=(".py",))
+        if "bench" not in p.relative_to(ROOT).parts
+    ]
+    assert not found_in(package, r"^\s*(import|from)\s+torch\b")
+
+
+def flags_of_levels():
+    """ISA level -> compiler flags, as CMakeLists.txt has them."""
+    text = text_of(ROOT / "CMakeLists.txt")
+    return {
+        level: flags.split()
+        for level, flags in re.findall(r"add_isa_objects\((\w+)([^)]*)\)", text)
+    }
+
+
+def simd_objects(folder):
+    """Objects of csrc/simd: of every build tree, else some compiled for this test."""
+    built = list((ROOT / "build").glob("*/CMakeFiles/tilewright_simd_*.dir/**/*.o"))
+    if built:
+        return built
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("neither a build tree nor a compiler")
+    flags = flags_of_levels()
+    level = "avx512" if "avx512" in flags else "generic"
+    common = ["-std=c++20", "-O1", "-fPIC", "-fno-exceptions", "-fno-rtti", "-Wno-psabi"]
+    common += [
+        f"-DISA={level}",
+        f"-DISA_{level}=1",
+        "-I",
+        ROOT / "csrc",
+        "-I",
+        ROOT / "csrc/include",
+    ]
+    made = []
+    for source in sorted((ROOT / "csrc/simd").glob("*.cc")):
+        made.append(folder / f"{source.stem}.o")
+        command = [compiler, *common, *flags[level], "-c", source, "-o", made[-1]]
+        subprocess.run(command, check=True, timeout=300)
+    return made
+
+
+def test_no_weak_symbols_leave_the_simd_objects(tmp_path):
+    """The linker could keep a weak function of a newer CPU for everyone: a known crash."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    weak = []
+    for path in simd_objects(tmp_path):
+        symbols = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout
+        weak += [f"{path.name}: {s}" for s in symbols.splitlines() if re.search(r" [WwVvu] ", s)]
+    assert not weak, weak
+
+
+def test_simd_objects_export_their_fill_functions_only(tmp_path):
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    wrong = []
+    for path in simd_objects(tmp_path):
+        listing = subprocess.run(
+            ["nm", "-C", "--defined-only", "--extern-only", path],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        wrong += [
+            f"{path.name}: {s}"
+            for s in listing.splitlines()
+            if not re.search(r" T tilewright::\w+::fill_\w+\(", s) and "asan" not in s
+        ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_op_is_complete(name):
+    op = OPS[name]
+    text = op.__doc__ or ""
+    for section in ("Args:", "Returns:", "Raises:"):
+        assert section in text, f"{name}: its docstring lacks {section}"
+    for parameter in op.params:
+        assert re.search(rf"\b{parameter}\b", text), f"{name}: {parameter} is not documented"
+    assert op.reference is not None, f"{name}: no reference"
+    assert op.cases, f"{name}: no cases"
+    assert op.make is not None, f"{name}: no make"
+    assert op.cost is not None, f"{name}: no cost"
+    assert not op.grads or op.backward is not None, f"{name}: grads without backward"
+    assert getattr(tw, name) is op, f"tw.{name} is not the registered op"
+
+
+def test_public_names_exist_and_are_documented():
+    missing = [n for n in tw.__all__ if not hasattr(tw, n)]
+    assert not missing, missing
+    silent = [n for n in tw.__all__ if callable(getattr(tw, n)) and not getattr(tw, n).__doc__]
+    assert not silent, silent
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (ROOT / "python" / "tilewright" / "py.typed").is_file()

@@ -1,0 +1,157 @@
+"""Large results: memory that is used again, and never while somebody still looks at it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import tilewright as tw
+from tilewright import _core
+
+LARGE = (1024, 512)  # 2 MiB of float32
+
+
+@pytest.fixture(autouse=True)
+def trimmed():
+    gc.collect()
+    tw.trim()
+    yield
+    gc.collect()
+    tw.trim()
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_used_again_when_the_array_is_gone():
+    first = _core.empty(LARGE, np.float32)
+    where, before = address(first), tw.memory_stats().reused
+    del first
+    assert tw.memory_stats().kept >= 2 << 20
+    second = _core.empty(LARGE, np.float32)
+    assert address(second) == where
+    assert tw.memory_stats().reused == before + 1
+
+
+def test_what_a_view_shows_is_not_handed_out():
+    x = np.ones(LARGE, np.float32)
+    y = tw.relu(x)
+    view = y[3:, ::2]
+    del y
+    others = [tw.relu(2 * x) for _ in range(4)]
+    assert (view == 1).all()
+    assert len({address(o) for o in others}) == 4
+
+
+def test_results_are_ordinary_arrays():
+    y = tw.matmul(np.ones(LARGE, np.float32), np.ones((512, 512), np.float32))
+    assert type(y) is np.ndarray
+    assert y.flags.owndata
+    assert y.flags.writeable
+    assert address(y) % 64 == 0
+    y = np.resize(y, (2, *LARGE))
+    assert (y == 512).all()
+
+
+def test_growing_an_array_moves_its_contents():
+    y = _core.empty((1 << 18,), np.float32)
+    y[:] = np.arange(y.size)
+    y.resize(1 << 19, refcheck=False)
+    assert (y[: 1 << 18] == np.arange(1 << 18)).all()
+
+
+def test_kept_memory_is_bounded_and_trim_returns_it():
+    sizes = [(300 + 37 * i, 1024) for i in range(20)]
+    for shape in sizes * 3:
+        _core.empty(shape, np.float32)
+        stats = tw.memory_stats()
+        assert stats.in_use + stats.kept <= 2 * stats.peak
+    tw.trim()
+    assert tw.memory_stats().kept == 0
+    assert tw.memory_stats().in_use == 0
+
+
+def test_old_blocks_make_room_for_new_ones():
+    for i in range(8):
+        _core.empty((300 + 100 * i, 1024), np.float32)
+    where = address(_core.empty((2048, 1024), np.float32))
+    assert address(_core.empty((2048, 1024), np.float32)) == where
+
+
+def test_small_results_are_numpy_s_own():
+    before = tw.memory_stats()
+    kept = [tw.relu(np.ones((8, 8), np.float32)) for _ in range(10)]
+    assert len(kept) == 10
+    assert tw.memory_stats() == before
+
+
+def test_numpy_s_allocator_is_left_as_it_was():
+    before = np._core.multiarray.get_handler_name() if hasattr(np, "_core") else None
+    tw.relu(np.ones(LARGE, np.float32))
+    ordinary = np.empty(LARGE, np.float32)
+    if before is not None:
+        assert np._core.multiarray.get_handler_name() == before
+        assert np._core.multiarray.get_handler_name(ordinary) == before
+
+
+POISON = """
+import hashlib, json, sys
+import numpy as np
+import harness, tilewright as tw
+from tilewright import _core
+from tilewright.registry import OPS
+
+def digest(name, case, dtype):
+    found = harness.as_tuple(harness.call(OPS[name], harness.inputs(name, case, dtype)))
+    parts = [p for r in found for p in ((r.data, r.scale) if hasattr(r, "scale") else (r,))]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
+
+poisoned = np.isnan(_core.empty((1000,), np.float32)).all()
+digests = {}
+for level in (harness.SUPPORTED_ISAS[0], harness.SUPPORTED_ISAS[-1]):
+    with tw.options(isa=level):
+        for op in OPS.values():
+            for case in op.cases:
+                for name, dtype in harness.DTYPES.items():
+                    digests[f"{level} {op.name}[{case}] {name}"] = digest(op.name, case, dtype)
+print(json.dumps([bool(poisoned), digests]))
+"""
+
+
+def test_poisoned_memory_never_shows():
+    """Every op's results are the same when all memory that it is given starts as NaN."""
+    found, path = [], os.pathsep.join(sys.path)
+    for poison in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", POISON],
+            env={
+                **os.environ,
+                "TILEWRIGHT_POISON": poison,
+                "PYTHONPATH": path,
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=True,
+        )
+        found.append(json.loads(done.stdout))
+    (_, want), (poisoned, got) = found
+    assert poisoned
+    assert [case for case in want if want[case] != got[case]] == []
+
+
+def test_copies_of_what_holds_a_packed_matrix_share_it():
+    packed = tw.pack(np.ones((4, 4), np.float32))
+    assert copy.deepcopy([packed])[0] is packed
+    assert copy.copy(packed) is packed
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(packed)

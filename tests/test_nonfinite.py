@@ -1,0 +1,50 @@
+"""NaN and infinities come out where the float64 reference has them, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import harness
+from tilewright.registry import OPS
+
+VALUES = (np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize(("name", "case", "dtype"), harness.typed_cases(float16=3))
+def test_propagates_as_in_the_reference(name, case, dtype, isa):
+    arguments = harness.inputs(name, case, dtype)
+    floats = {n: v for n, v in arguments.items() if harness.is_float(v) and 0 < v.size <= 4096}
+    if not floats:
+        pytest.skip("no small float input")
+    rng = harness.rng_for(name, case, "nonfinite")
+    for which, x in floats.items():
+        at = np.unravel_index(rng.integers(x.size), x.shape)
+        for value in VALUES:
+            spoiled = x.copy()
+            spoiled[at] = value
+            changed = {**arguments, which: spoiled}
+            got = harness.as_tuple(harness.call(OPS[name], changed))
+            with np.errstate(all="ignore"):
+                wanted = harness.evaluate(name, changed)
+            where = f"isa={isa} dtype={dtype} case={case} {which}{[int(i) for i in at]}={value}"
+            for out, ref in zip(got, wanted, strict=True):
+                compare(name, out, ref, where)
+
+
+def compare(name, got, ref, where):
+    """NaN where the reference is NaN, the same infinity, and within the bound elsewhere."""
+    want = np.asarray(ref.value)
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(want)
+        magnitude = np.broadcast_to(np.asarray(ref.magnitude, np.float64), want.shape)
+        safe = ref._replace(
+            value=np.where(finite, want, 0.0), magnitude=np.where(finite, magnitude, 0.0)
+        )
+        got64 = np.asarray(got).astype(np.float64)
+    wrong = (np.isnan(got64) != np.isnan(want)) | (np.isinf(want) & (got64 != want))
+    assert not wrong.any(), (
+        f"{name} {where}: {int(wrong.sum())} elements differ in kind; first at "
+        f"{np.argwhere(wrong)[0].tolist()}: got {got64[wrong][0]}, want {want[wrong][0]}"
+    )
+    harness.check_output(name, np.where(finite, got64, 0.0).astype(got.dtype), safe, where)

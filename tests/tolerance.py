@@ -1,0 +1,139 @@
+"""How wrong a result may be. No other test file holds a number of this kind.
+
+Every op's ``reference`` computes in float64 on the same rounded inputs and says, for each element,
+the sum of the absolute values of the terms behind it (``magnitude``) and how many there are
+(``terms`` = n).
+
+Forward
+    A float32 sum of n terms makes n roundings, each below u * |partial sum|. Their signs are as
+    good as random for zero-mean data, so the error grows like sqrt(n), and twice that is above what
+    any order of summation was seen to make (a naive serial sum reaches 0.45 of it, a blocked one
+    0.2). The store rounds once more, to the output's own precision:
+
+        |got - want| <= 2 sqrt(n) u32 magnitude + u_out |want| + underflow
+
+    For n <= 4 it is also the deterministic bound, n u. What it must reject is far outside: a
+    dropped last term of K exceeds it 158-fold and more, operands rounded to bfloat16 14- to
+    1960-fold, to TF32 1.9- to 245-fold (test_seeded_faults.py).
+
+One-signed data
+    Roundings of a growing sum have one sign and the random-walk argument fails. The longest chain
+    counts: KC terms inside a block and one addition for each of the n / KC blocks, each with a
+    relative error of u (``chain_bound``).
+
+Gradients, element by element
+    The central difference of the reference gives a whole column of the Jacobian, hence the
+    magnitude of each gradient element: M_j = sum_i |dy_i J_ij|. Backward passes subtract means
+    (softmax, layernorm), so their terms can be larger than the result; they are of the order of the
+    array's largest M. What forward saved was rounded to the array's dtype:
+
+        |got - want| <= 4 (sqrt(n) u32 + u_dtype) max M + u_dtype |want| + error of the difference
+
+    and for float32, where saved values are as exact as the arithmetic, u_dtype is u32. The
+    difference itself, with step h in float64, is wrong by about h^2 (curvature) and 2^-52 / h
+    (cancellation).
+
+Gradients, along a direction d
+    sum_j g_j d_j is compared. T = sum_j |g_j d_j| is its magnitude, and the same factors apply to
+    T.
+
+int8 keys and values
+    Rounding to s q with s = amax / 127 moves an element by at most h = s / 2 and a few roundings of
+    amax. So the score of key j moves by at most d_j = scale * sum|q| h_j, and its weight P_j to
+    between P_j e^-d_j / sum_i P_i e^d_i and P_j e^d_j / sum_i P_i e^-d_i. With r_j P_j the larger
+    distance and h'_j the step of v, the output moves by at most
+
+        sum_j P_j r_j |v_j| + sum_j P_j (1 + r_j) h'_j
+
+Integers are exact. The elementary functions claim ulp bounds of their own, which
+tests/cpp/test_accuracy.cc holds them to.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+U32 = 2.0**-24
+UNIT_ROUNDOFF = {
+    np.dtype(np.float32): U32,
+    np.dtype(ml_dtypes.bfloat16): 2.0**-8,
+    np.dtype(np.float16): 2.0**-11,
+    np.dtype(np.float64): 2.0**-53,
+}
+# Half the distance between subnormals: what a result near zero loses whatever its relative
+# precision.
+UNDERFLOW = {
+    np.dtype(np.float32): 2.0**-149,
+    np.dtype(ml_dtypes.bfloat16): 2.0**-133,
+    np.dtype(np.float16): 2.0**-25,
+    np.dtype(np.float64): 0.0,
+}
+STEP = 2.0**-17  # of the central differences, relative to max(1, |x|)
+
+
+def bound(reference, dtype):
+    """Allowed error of each element of a float result."""
+    dtype = np.dtype(dtype)
+    n = max(1, reference.terms)
+    return (
+        2.0 * np.sqrt(n) * U32 * np.asarray(reference.magnitude, np.float64)
+        + UNIT_ROUNDOFF[dtype] * np.abs(reference.value)
+        + n * 2.0**-149
+        + UNDERFLOW[dtype]
+    )
+
+
+def chain_bound(reference, dtype, block):
+    """Allowed error where all terms have one sign and ``block`` of them are added in one chain."""
+    dtype = np.dtype(dtype)
+    n = max(1, reference.terms)
+    chain = min(n, block) + -(-n // block)
+    return chain * U32 * np.asarray(reference.magnitude) + UNIT_ROUNDOFF[dtype] * np.abs(
+        reference.value
+    )
+
+
+def difference_error(scale):
+    """Error of a central difference in float64 of a function of about this size."""
+    return 8.0 * (STEP**2 + 2.0**-52 / STEP) * scale
+
+
+def gradient_bound(want, magnitude, terms, dtype, scale):
+    """Allowed error of each gradient element; ``scale`` is the size of what was differentiated."""
+    u = UNIT_ROUNDOFF[np.dtype(dtype)]
+    largest = float(np.max(magnitude, initial=0.0))
+    return (
+        4.0 * (np.sqrt(max(1, terms)) * U32 + u) * largest
+        + u * np.abs(want)
+        + difference_error(scale + largest)
+        + UNDERFLOW[np.dtype(dtype)]
+    )
+
+
+def directional_bound(magnitude, terms, dtype, scale):
+    """Allowed error of sum(gradient * direction), whose terms have this sum of absolute values."""
+    u = UNIT_ROUNDOFF[np.dtype(dtype)]
+    return 4.0 * (np.sqrt(max(1, terms)) * U32 + u) * magnitude + difference_error(
+        scale + magnitude
+    )
+
+
+def int8_cache_bound(q, k, v):
+    """How far int8 keys and values may move causal attention: (B, H, Tq, D) and (B, Hkv, Tk, D)."""
+
+    def half_step(x):
+        return (0.5 + 4 * 127 * U32) * np.max(np.abs(x), -1, keepdims=True) / 127
+
+    (Tq, D), Tk, group = q.shape[2:], k.shape[2], q.shape[1] // k.shape[1]
+    k, v = (np.repeat(x, group, axis=1) for x in (k, v))
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(D)
+    scores = np.where(np.arange(Tk) <= np.arange(Tk - Tq, Tk)[:, None], scores, -np.inf)
+    P = np.exp(scores - scores.max(-1, keepdims=True))
+    P /= P.sum(-1, keepdims=True)
+    moved = np.abs(q).sum(-1, keepdims=True) * half_step(k).swapaxes(-1, -2) / np.sqrt(D)
+    up, down = np.exp(moved), np.exp(-moved)
+    ratio = np.maximum(
+        up / (P * down).sum(-1, keepdims=True) - 1, 1 - down / (P * up).sum(-1, keepdims=True)
+    )
+    return (P * ratio) @ np.abs(v) + (P * (1 + ratio)) @ half_step(v)
