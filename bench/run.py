@@ -1,0 +1,7 @@
+"""python bench/run.py: the same as `tilewright bench`."""
+
+import sys
+
+from tilewright.bench import main
+
+sys.exit(main())
