@@ -15,9 +15,12 @@ import numpy as np
 
 from tilewright import _core
 from tilewright.errors import DeviceError, UnsupportedError
+from tilewright.quantized import QuantizedArray
 
 # Types that are certain to be neither foreign nor a Tensor: the common case, told by one look-up.
-PLAIN = frozenset({np.ndarray, type(None), bool, int, float, str})
+PLAIN = frozenset(
+    {np.ndarray, type(None), bool, int, float, str, _core.PackedMatrix, QuantizedArray}
+)
 
 _VERSION = (1, 0)  # of the DLPack ABI that we write; every 1.x is read
 _HOST = {1: "the CPU", 3: "memory pinned for CUDA", 11: "memory pinned for ROCm"}
