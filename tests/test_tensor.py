@@ -141,6 +141,26 @@ def test_matmul_and_the_chain_rule():
     np.testing.assert_allclose(tb.grad, a.T @ dy, rtol=1e-5, atol=1e-5)
 
 
+def test_a_product_with_a_packed_matrix():
+    """b itself is gone: a gets no gradient and says so at once; the others get theirs."""
+    w = np.arange(6, dtype=np.float32).reshape(2, 3)
+    x, r = np.ones((4, 2), np.float32), tw.tensor(np.ones((4, 3), np.float32), requires_grad=True)
+    with pytest.raises(tw.UnsupportedError, match=r"^matmul: b must not be packed .*no_grad"):
+        tw.matmul(tw.tensor(x, requires_grad=True), tw.pack(w), activation="relu")
+    for activation in (None, "silu"):
+        for one in (x, x[0]):
+            bias = tw.tensor(np.zeros(3, np.float32), requires_grad=True)
+            other = tw.tensor(bias.data, requires_grad=True)
+            options = {"activation": activation, "residual": r if one.ndim == 2 else None}
+            packed = tw.matmul(one, tw.pack(w), bias=bias, **options)
+            plain = tw.matmul(one, w, bias=other, **options)
+            assert np.array_equal(packed.data, plain.data)
+            packed.sum().backward()
+            plain.sum().backward()
+            assert np.array_equal(bias.grad, other.grad)
+    assert (r.grad == 4).all()
+
+
 def test_ties_share_the_gradient_of_max():
     x = tw.tensor([1.0, 3.0, 3.0], requires_grad=True)
     x.max().backward()

@@ -9,8 +9,10 @@ import ml_dtypes
 import numpy as np
 
 from tilewright import _core
+from tilewright.errors import UnsupportedError
 from tilewright.interop import PLAIN
 from tilewright.ops.activations import REFERENCES
+from tilewright.packed import PackedMatrix
 from tilewright.registry import Context, Cost, Op, Reference, op
 
 ndarray = np.ndarray
@@ -24,7 +26,8 @@ class matmul:
 
     Args:
         a: (..., M, K) float32, bfloat16 or float16, any strides; 1-D as in ``numpy.matmul``.
-        b: (..., K, N), leading axes broadcast against a's; or ``tw.pack(b)``.
+        b: (..., K, N), leading axes broadcast against a's; or ``tw.pack(b)``, through which a gets
+            no gradient.
         bias: (N,), optional.
         activation: None, "relu", "gelu", "gelu_tanh" or "silu".
         residual: shaped like y, optional.
@@ -77,6 +80,12 @@ class matmul:
         out: Any = None,
         out_dtype: Any = None,
     ) -> Any:
+        packed = isinstance(b, PackedMatrix)
+        if packed and "a" in ctx.needs:
+            raise UnsupportedError(
+                "matmul: b must not be packed where a needs a gradient, because that is a product "
+                "with b itself; pass the array, or call it under tw.no_grad()"
+            )
         kept = getattr(residual, "dtype", None)
         if not ctx.needs or activation is None:
             ctx.save(a, b, bias, kept, None, activation, alpha)
@@ -98,21 +107,22 @@ class matmul:
         if z is not None:
             dz = _core.empty_like(z)
             _core.activation_backward(z, dy.astype(z.dtype, copy=False), dz, activation)
-        # 1-D operands as the matrices they stand for
-        a2, b2 = np.atleast_2d(a), b[:, None] if b.ndim == 1 else b
-        batch = dz.shape[: dz.ndim - (a.ndim > 1) - (b.ndim > 1)]
-        dz2 = dz.reshape(*batch, a2.shape[-2], b2.shape[-1])
         da = db = dbias = dresidual = None
+        if {"a", "b"} & ctx.needs:
+            # 1-D operands as the matrices they stand for
+            a2, b2 = np.atleast_2d(a), b[:, None] if b.ndim == 1 else b
+            batch = dz.shape[: dz.ndim - (a.ndim > 1) - (b.ndim > 1)]
+            dz2 = dz.reshape(*batch, a2.shape[-2], b2.shape[-1])
         if "a" in ctx.needs:
             da = _gradient(dz2, b2.swapaxes(-1, -2), alpha, a2.shape, a.dtype).reshape(a.shape)
         if "b" in ctx.needs:
             left, right = a2, dz2
             if b2.ndim == 2:  # one tall product, instead of one for each batch and their sum
-                left, right = _as_rows(a2), _as_rows(dz2)
+                left, right = as_rows(a2), as_rows(dz2)
             db = _gradient_of_b(left, right, alpha, b2).reshape(b.shape)
         if "bias" in ctx.needs:
             dbias = _core.empty_like(bias)
-            _core.sum_rows(_as_rows(dz2), dbias)
+            _core.sum_rows(as_rows(dz[..., None] if len(b.shape) == 1 else dz), dbias)
         if "residual" in ctx.needs:
             dresidual = dy.astype(residual_dtype, copy=False)
         return da, db, dbias, dresidual
@@ -256,9 +266,14 @@ def _product(
     return y.reshape(()) if row and column else y[..., 0, :] if row else y
 
 
-def _as_rows(x: Any) -> Any:
+def as_rows(x: Any) -> Any:
     """Merge the leading axes of a stack of matrices into one tall matrix."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _no_rows(b: Any) -> Any:
+    """Return b with K = 0."""
+    return b[:0] if b.ndim == 1 else b[..., :0, :]
 
 
 def _gradient_of_b(a: Any, dz: Any, alpha: float, b: Any) -> Any:
