@@ -180,6 +180,15 @@ def empty_for(out: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return _core.empty(shape, dtype) if out is None else out
 
 
+def rows_of(x: Any) -> int:
+    """How many rows the last axis of x makes: statistics that a backward pass will read.
+
+    None in what is no array or has no axes: the kernel's own check words the error.
+    """
+    shape = getattr(x, "shape", ())
+    return int(x.size // shape[-1]) if shape and shape[-1] else 0
+
+
 __all__ = [
     "NO_TAPE",
     "OPS",
@@ -190,5 +199,6 @@ __all__ = [
     "empty_for",
     "op",
     "outs_for",
+    "rows_of",
     "rule",
 ]

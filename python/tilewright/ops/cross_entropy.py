@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tilewright import _core
-from tilewright.registry import Context, Cost, Reference, op
+from tilewright.registry import Context, Cost, Reference, op, rows_of
 
 
 @op(grads=("logits",))
@@ -68,7 +68,7 @@ class cross_entropy:
             loss = _core.empty(shape, np.float32)
         lse = None
         if ctx.needs:
-            lse = _core.empty((logits.size // max(1, logits.shape[-1]),), np.float32)
+            lse = _core.empty((rows_of(logits),), np.float32)
         divisor = _core.cross_entropy_forward(
             logits, target, weight, label_smoothing, ignore_index, reduction, loss, lse
         )

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from tilewright import _core
-from tilewright.registry import Context, Cost, Reference, op, outs_for
+from tilewright.registry import Context, Cost, Reference, op, outs_for, rows_of
 
 
 @op(grads=("x", "gamma", "beta", "residual"))
@@ -62,7 +62,7 @@ class layernorm:
             y, s = (_core.empty_like(x) if o is None else o for o in (y, s))
         mean = rstd = None
         if ctx.needs:
-            mean, rstd = _core.empty((2, x.size // x.shape[-1] if x.size else 0), np.float32)
+            mean, rstd = _core.empty((2, rows_of(x)), np.float32)
         _core.layernorm_forward(x, gamma, beta, residual, eps, y, s, mean, rstd)
         ctx.save(x if s is None else s, gamma, beta, mean, rstd)
         return y if s is None else (y, s)

@@ -96,7 +96,9 @@ class matmul:
         ctx.save(a, b, bias, kept, z, activation, alpha)
         y = _core.empty_like(z)
         _core.activation_forward(z, y, activation)
-        if residual is not None:
+        if residual is not None:  # NumPy adds it, once the kernel has taken it: with K = 0
+            none = np.empty((0, b.shape[1]), np.float32) if packed else _no_rows(b)
+            _product(a[..., :0], none, residual=residual, out_dtype=np.float32)
             np.add(y, residual, out=y, dtype=np.float32)
         return y.astype(out_dtype or _core.result_dtype(a, b), copy=False)
 

@@ -10,7 +10,7 @@ from tilewright import _core
 from tilewright.errors import DtypeError, UnsupportedError
 from tilewright.ops.activations import REFERENCES
 from tilewright.ops.dequantize import dequantize
-from tilewright.ops.matmul import matmul
+from tilewright.ops.matmul import as_rows, matmul
 from tilewright.ops.quantize import quantize
 from tilewright.packed import PackedMatrix, right_hand_side
 from tilewright.quantized import QuantizedArray
@@ -96,12 +96,14 @@ class qmatmul:
             ctx.save(qb, kept, None, activation)
             return product(bias, activation, residual, out)
         # what went into the activation is kept in float32, so that y is rounded once
-        shape = (*left.shape[:-1], qb.shape[1])
-        z = product(bias, None, None, np.empty(shape, np.float32))
+        rows = left.shape[:-1] if isinstance(left, np.ndarray) else ()  # else product() raises
+        z = product(bias, None, None, _core.empty((*rows, qb.shape[1]), np.float32))
         ctx.save(qb, kept, z, activation)
         y = np.empty_like(z)
         _core.activation_forward(z, y, activation)
-        if residual is not None:
+        if residual is not None:  # NumPy adds it, once the kernel has taken it: with K = 0
+            nothing = np.empty((*rows, 0), np.float32), None, None, _no_weights(qb.shape[1])
+            _core.qmatmul(*nothing, None, None, residual, True, None)
             np.add(y, residual, out=y, dtype=np.float32)
         return y.astype(_core.result_dtype(left), copy=False)  # float32 for a quantized a
 
@@ -117,8 +119,8 @@ class qmatmul:
             weights = DEQUANTIZE.forward(NO_TAPE, qb)
             da = MATMUL.forward(NO_TAPE, dz, weights.T, out_dtype=a_type)
         if "bias" in ctx.needs:
-            dbias = np.empty(dz.shape[-1], bias_type)
-            _core.sum_rows(dz.reshape(-1, dz.shape[-1]), dbias)
+            dbias = _core.empty(dz.shape[-1:], bias_type)
+            _core.sum_rows(as_rows(dz), dbias)
         asked = "residual" in ctx.needs
         return da, dbias, dy.astype(residual_type, copy=False) if asked else None
 
@@ -161,6 +163,7 @@ class qmatmul:
         "2,3,40,48;r;silu",
         "4,0,5;b",
         "0,8,5",
+        "5,7,0;b;gelu",
         "7,96,40;b;relu;f",
         "64,513,96;b;gelu_tanh",
         "3,65,33;f;r",
@@ -221,6 +224,12 @@ def _left_hand_side(a: QuantizedArray, floats: bool) -> tuple[Any, Any, Any]:
             f"along K can't be taken out of the sum; got {a!r}"
         )
     return a.integers(), a.scale, a.offset
+
+
+def _no_weights(columns: int) -> tuple[Any, ...]:
+    """Return a right-hand side of K = 0, as the kernels take it."""
+    q = QuantizedArray(np.empty((0, columns), np.int8), np.ones((), np.float32))
+    return right_hand_side("qmatmul", "qb", q)
 
 
 def _rows_through_int8(a: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tilewright import _core
 from tilewright.ops.layernorm import layernorm, stored
-from tilewright.registry import Context, Cost, Reference, op, outs_for
+from tilewright.registry import Context, Cost, Reference, op, outs_for, rows_of
 
 
 @op(grads=("x", "gamma", "residual"))
@@ -61,7 +61,7 @@ class rmsnorm:
             y, s = (_core.empty_like(x) if o is None else o for o in (y, s))
         rstd = None
         if ctx.needs:
-            rstd = _core.empty((x.size // x.shape[-1] if x.size else 0,), np.float32)
+            rstd = _core.empty((rows_of(x),), np.float32)
         _core.rmsnorm_forward(x, gamma, residual, eps, y, s, rstd)
         ctx.save(x if s is None else s, gamma, rstd)
         return y if s is None else (y, s)
