@@ -101,7 +101,7 @@ LOSSES = ("cross_entropy", "mse")  # float32 whatever goes in
 TOGETHER = {"layernorm": ("x", "residual"), "rmsnorm": ("x", "residual")}  # their sum is rounded
 
 
-def mixed_cases():
+def mixed_cases(together=TOGETHER):
     """(op, case, dtypes by input): cases that differ in what they pass, three mixtures of each."""
     found = []
     for name, op in OPS.items():
@@ -121,7 +121,7 @@ def mixed_cases():
             seen.add(floats)
             for turn in range(3):
                 dtypes = {n: (F16, BF16, F32)[(i + turn) % 3] for i, n in enumerate(floats)}
-                first, *rest = TOGETHER.get(name, floats[:1])
+                first, *rest = together.get(name, floats[:1])
                 dtypes |= {n: dtypes[first] for n in rest if n in dtypes}
                 found.append(pytest.param(name, case, dtypes, id=f"{name}[{case}]-{turn}"))
     return found
@@ -153,6 +153,14 @@ def test_mixed_dtypes(name, case, dtypes, isa):
         assert found[n].dtype == dtype, f"d{n}"
         if name not in TOGETHER:  # there the sum itself was rounded
             assert harness.same_bits(found[n], want[n].astype(dtype)), f"d{n}"
+
+
+@pytest.mark.parametrize(("name", "case", "dtypes"), mixed_cases(together={}))
+def test_a_gradient_has_the_dtype_of_its_input(name, case, dtypes):
+    wide = harness.inputs(name, case, F32)
+    mixed = wide | {n: wide[n].astype(d) for n, d in dtypes.items()}
+    found = some_gradients(OPS[name], mixed, harness.rng_for(name, case, "dy"))
+    assert {n: found[n].dtype for n in dtypes} == dtypes
 
 
 # Tensors, layers and files ---------------------------------------------------------------------

@@ -64,12 +64,13 @@ class layernorm:
         if ctx.needs:
             mean, rstd = _core.empty((2, rows_of(x)), np.float32)
         _core.layernorm_forward(x, gamma, beta, residual, eps, y, s, mean, rstd)
-        ctx.save(x if s is None else s, gamma, beta, mean, rstd)
+        kept = getattr(residual, "dtype", None)
+        ctx.save(x if s is None else s, gamma, beta, mean, rstd, kept)
         return y if s is None else (y, s)
 
     @staticmethod
     def backward(ctx: Context, dy: Any, ds: Any = None) -> tuple[Any, ...]:
-        s, gamma, beta, mean, rstd = ctx.saved
+        s, gamma, beta, mean, rstd, kept = ctx.saved
         dx = dgamma = dbeta = None
         if dy is None:  # only s was used
             dx = ds
@@ -82,7 +83,7 @@ class layernorm:
             dx if "x" in ctx.needs else None,
             dgamma,
             dbeta,
-            dx if "residual" in ctx.needs else None,
+            dx.astype(kept, copy=False) if "residual" in ctx.needs else None,
         )
 
     @staticmethod

@@ -63,12 +63,12 @@ class rmsnorm:
         if ctx.needs:
             rstd = _core.empty((rows_of(x),), np.float32)
         _core.rmsnorm_forward(x, gamma, residual, eps, y, s, rstd)
-        ctx.save(x if s is None else s, gamma, rstd)
+        ctx.save(x if s is None else s, gamma, rstd, getattr(residual, "dtype", None))
         return y if s is None else (y, s)
 
     @staticmethod
     def backward(ctx: Context, dy: Any, ds: Any = None) -> tuple[Any, ...]:
-        s, gamma, rstd = ctx.saved
+        s, gamma, rstd, kept = ctx.saved
         dx = dgamma = None
         if dy is None:  # only s was used
             dx = ds
@@ -79,7 +79,7 @@ class rmsnorm:
         return (
             dx if "x" in ctx.needs else None,
             dgamma,
-            dx if "residual" in ctx.needs else None,
+            dx.astype(kept, copy=False) if "residual" in ctx.needs else None,
         )
 
     @staticmethod
