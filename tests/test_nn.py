@@ -200,6 +200,18 @@ def test_quantized_linear_of_few_bits(options, rng, tmp_path):
     assert np.array_equal(np.asarray(other(x)), np.asarray(q(x)))
 
 
+@pytest.mark.parametrize("options", [{}, {"bits": 4, "group_size": 8, "symmetric": False}])
+def test_a_quantized_layer_in_another_dtype_keeps_float32_scales(options, rng):
+    q = nn.QuantizedLinear.from_linear(nn.Linear(24, 8), **options)
+    x, weight = array(rng, 5, 24), tw.dequantize(q.quantized())
+    assert q.to("bfloat16") is q
+    assert q.bias.dtype == "bfloat16"
+    assert np.array_equal(tw.dequantize(q.quantized()), weight)
+    y = q(x.astype("bfloat16"))
+    assert y.dtype == "bfloat16"
+    assert np.abs(np.float32(y) - (x @ weight.T + np.float32(q.bias))).max() < 0.1
+
+
 def test_layers_train_through_quantized_ones(rng):
     """The gradient passes a quantized layer on its way to those before it."""
     first, q = nn.Linear(8, 16), nn.QuantizedLinear.from_linear(nn.Linear(16, 4), bits=4)

@@ -35,6 +35,7 @@ class Module:
     """
 
     training: bool
+    _float32: frozenset[str] = frozenset()  # buffers that stay float32 whatever ``to`` says
 
     def __init__(self) -> None:
         self.training = True
@@ -154,7 +155,10 @@ class Module:
         return self
 
     def to(self: M, dtype: Any) -> M:
-        """Convert the floating parameters and buffers, in place; gradients are forgotten."""
+        """Convert the floating parameters and buffers, in place; gradients are forgotten.
+
+        The scales and offsets of quantized weights stay float32.
+        """
         for parameter in self.parameters():
             if parameter.dtype != dtype:
                 parameter.data = parameter.data.astype(dtype)
@@ -162,7 +166,7 @@ class Module:
                 parameter.mark_written()
         for module in self.modules():
             for name, array in module._buffers.items():
-                if is_float(array.dtype):
+                if is_float(array.dtype) and name not in module._float32:
                     setattr(module, name, array.astype(dtype, copy=False))
             module._mode_changed()
         return self

@@ -37,6 +37,7 @@ class QuantizedLinear(Module):
     weight: Any
     scale: Any
     offset: Any
+    _float32 = frozenset({"scale", "offset"})  # as a QuantizedArray has them
 
     def __init__(
         self,
