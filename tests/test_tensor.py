@@ -316,6 +316,19 @@ def test_writing_through_a_view_or_to_a_saved_result_raises_too():
         e.sum().backward()
 
 
+@pytest.mark.parametrize("wrap", [tw.tensor, np.asarray, list])
+@pytest.mark.parametrize("place", [lambda ids: ids, lambda ids: (slice(None), ids)])
+def test_an_index_may_be_written_to_afterwards(wrap, place):
+    x = tw.tensor(np.ones((4, 4), np.float32), requires_grad=True)
+    ids, dy = wrap([0, 2, 0]), np.ones((4, 4), np.float32)
+    y = x[place(ids)]
+    ids[0] = 3
+    y.backward(dy[: y.shape[0], : y.shape[1]])
+    counts = np.array([2, 0, 1, 0], np.float32)
+    want = np.broadcast_to(counts if y.shape[0] == 4 else counts[:, None], (4, 4))
+    assert np.array_equal(x.grad, want)
+
+
 def test_what_was_not_saved_may_be_written():
     x = tw.tensor([1.0, 2.0], requires_grad=True)
     c = tw.tensor([3.0, 4.0])

@@ -7,6 +7,7 @@ or reads an attribute of the array.
 # mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -231,7 +232,8 @@ class Operators:
     # Shape ------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Tensor:
-        return _tw.arithmetic.getitem(self, _arrays(index))
+        kept = self.requires_grad and _tw.autograd.grad_enabled()
+        return _tw.arithmetic.getitem(self, _arrays(index, copied=kept))
 
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in another shape; one extent may be -1. A view where possible."""
@@ -334,11 +336,13 @@ def _compare(compare: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
     return _tw.Tensor(np.asarray(compare(a.data, b)))
 
 
-def _arrays(index: Any) -> Any:
-    """An index whose Tensors are arrays."""
+def _arrays(index: Any, copied: bool = False) -> Any:
+    """An index whose Tensors are arrays; copied if what it holds may be written to meanwhile."""
     if type(index) is tuple:
-        return tuple(_arrays(i) for i in index)
-    return index.data if isinstance(index, Operators) else index
+        return tuple(_arrays(i, copied) for i in index)
+    if isinstance(index, Operators):
+        index = index.data
+    return copy.deepcopy(index) if copied and isinstance(index, np.ndarray | list) else index
 
 
 def _flat(sizes: tuple[Any, ...]) -> tuple[SupportsIndex, ...]:
