@@ -243,6 +243,19 @@ def test_float64_is_refused_with_the_remedy():
     assert tw.tensor(np.zeros(2), dtype=np.float32).dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">f2", ">i4", np.longdouble, complex, "M8[s]"])
+def test_dtypes_that_no_tensor_has(dtype):
+    with pytest.raises(tw.DtypeError, match=r"^tensor: x must "):
+        tw.tensor(np.ones(3).astype(dtype))
+    with pytest.raises(tw.DtypeError, match=r"^tensor: x must "):
+        tw.tensor([1, 2], dtype=dtype)
+    for x in (tw.tensor([1, 2]), tw.tensor([1.0], requires_grad=True)):
+        with pytest.raises(tw.DtypeError, match=r"^to: dtype must "):
+            x.to(dtype)
+    if np.dtype(dtype).kind in "fi":  # converted where it is asked for
+        assert tw.tensor(np.ones(3).astype(dtype), dtype=np.float32).dtype == np.float32
+
+
 def test_numpy_on_the_left_asks_the_tensor():
     x = tw.tensor([1.0, 2.0], requires_grad=True)
     a = np.ones(2, np.float32)

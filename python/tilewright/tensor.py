@@ -276,7 +276,9 @@ class Operators:
         if np.dtype(dtype) == self.data.dtype:
             return self  # type: ignore[return-value]
         if not is_float(np.dtype(dtype)):  # integers have no gradient
-            return _tw.Tensor(self.data.astype(dtype))
+            converted = self.data.astype(dtype)
+            check_dtype("to", "dtype", converted)
+            return _tw.Tensor(converted)
         return _tw.arithmetic.astype(self, dtype)
 
 
@@ -325,10 +327,16 @@ def is_float(dtype: Any) -> bool:
 
 def check_dtype(op: str, arg: str, array: Any) -> None:
     """Refuse the dtypes that no Tensor has."""
-    if array.dtype == np.float64:
-        raise DtypeError(f"{op}: {arg} must not be float64; use x.astype(np.float32)")
-    if array.dtype.kind not in "fiub" and not is_float(array.dtype):
-        raise DtypeError(f"{op}: {arg} must hold numbers, got {array.dtype}")
+    dtype = array.dtype
+    if dtype.kind == "f" and dtype.itemsize > 4:  # longdouble is not called so everywhere
+        raise DtypeError(f"{op}: {arg} must not be {dtype.name}; use x.astype(np.float32)")
+    if dtype.kind not in "fiub" and not is_float(dtype):
+        raise DtypeError(f"{op}: {arg} must hold numbers, got {dtype}")
+    if not dtype.isnative:
+        raise DtypeError(
+            f"{op}: {arg} must have this machine's byte order, got {dtype}; "
+            f"use x.astype(np.{dtype.name})"
+        )
 
 
 def _compare(compare: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
