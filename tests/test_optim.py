@@ -204,6 +204,48 @@ def test_groups_have_options_of_their_own(rng):
     assert "(1): 1 parameters, lr=0.3" in repr(optimizer)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("SGD", "momentum", 0.9),
+        ("RMSprop", "momentum", 0.9),
+        ("RMSprop", "centered", True),
+        ("AdamW", "amsgrad", True),
+    ],
+)
+def test_an_option_that_needs_state_may_be_set_between_steps(rng, name, option, value):
+    """From then on as an optimizer whose state has been zeros until then, or a fresh velocity."""
+    start, grads = rng.standard_normal(7), rng.standard_normal((4, 7)).astype(np.float32)
+    kind = getattr(tw.optim, name)
+    p = tw.tensor(start.astype(np.float32), requires_grad=True)
+    optimizer = kind([p])
+    for i, grad in enumerate(grads):
+        if i == 2:
+            optimizer.param_groups[0][option] = value
+            again = tw.tensor(p.data, requires_grad=True)
+            other = kind([again], **{option: value})
+            other.load_state_dict(optimizer.state_dict())
+        p.grad = grad
+        optimizer.step()
+        if i >= 2:
+            again.grad = grad
+            other.step()
+            assert np.array_equal(p.data, again.data)
+    assert all(a.any() for slot, a in optimizer.state[p].items() if slot != "step")
+
+
+def test_a_velocity_that_starts_later_takes_its_first_gradient_whole():
+    p = tw.tensor(np.zeros(3, np.float32), requires_grad=True)
+    optimizer = tw.optim.SGD([p], lr=1.0, dampening=0.5)
+    p.grad = np.ones(3, np.float32)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.5
+    optimizer.step()
+    assert (p.data == -2).all()  # not -1.5
+    optimizer.step()
+    assert (p.data == -3).all()  # 0.5 * 1 + 0.5 * 1
+
+
 def test_groups_that_make_no_sense(rng):
     a, b, c = parameters(rng)
     optimizer = tw.optim.SGD([a], lr=0.1)

@@ -62,6 +62,7 @@ class Adam(Optimizer):
         grads: list[Any],
         state: dict[str, list[Any]],
         step: int,
+        fresh: bool,
     ) -> None:
         beta1, beta2 = options["betas"]
         _core.adam_step(

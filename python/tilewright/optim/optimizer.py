@@ -55,8 +55,12 @@ class Optimizer:
         grads: list[Any],
         state: dict[str, list[Any]],
         step: int,
+        fresh: bool,
     ) -> None:
-        """Update arrays that all take their step number ``step``, counted from 1."""
+        """Update arrays that all take their step number ``step``, counted from 1.
+
+        ``fresh`` says that some of their state is all zeros, because this is its first step.
+        """
         raise NotImplementedError
 
     def _refuse(self, option: str, rule: str, got: Any) -> None:
@@ -86,8 +90,13 @@ class Optimizer:
         self._check(options)
         self.param_groups.append(options)
         for p in params:
-            slots = {slot: np.zeros(p.shape, np.float32) for slot in self._slots(options)}
-            self.state[p] = {"step": 0, **slots}
+            self.state[p] = {"step": 0, **self._missing(p, options)}
+
+    def _missing(self, p: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+        """State arrays that p needs under these options and does not have: zeros."""
+        state = self.state.get(p, {})
+        slots = (slot for slot in self._slots(options) if slot not in state)
+        return {slot: np.zeros(p.shape, np.float32) for slot in slots}
 
     @property
     def params(self) -> list[Tensor]:
@@ -109,14 +118,19 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            alike: dict[int, list[Tensor]] = {}  # one call of the kernel is of one step number
+            # One call of the kernel is of one step number; an option may need state from now on.
+            alike: dict[tuple[int, bool], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    alike.setdefault(self.state[p]["step"] + 1, []).append(p)
-            for step, params in alike.items():
+                    missing = self._missing(p, group)
+                    self.state[p].update(missing)
+                    step = self.state[p]["step"] + 1
+                    alike.setdefault((step, step == 1 or bool(missing)), []).append(p)
+            for (step, fresh), params in alike.items():
                 states = [self.state[p] for p in params]
                 slots = {slot: [s[slot] for s in states] for slot in self._slots(group)}
-                self._update(group, [p.data for p in params], [p.grad for p in params], slots, step)
+                data, grads = [p.data for p in params], [p.grad for p in params]
+                self._update(group, data, grads, slots, step, fresh)
                 for p, state in zip(params, states, strict=True):
                     state["step"] = step
                     p.mark_written()
@@ -143,7 +157,11 @@ class Optimizer:
             saved = {name: group[name] for name in self.defaults}
             saved[_SIZE] = len(group["params"])
             found.update({f"groups.{g}.{name}": np.asarray(v) for name, v in saved.items()})
-        states = [self.state[p] for p in self.params]
+        states = [
+            self.state[p] | self._missing(p, group)
+            for group in self.param_groups
+            for p in group["params"]
+        ]
         found["steps"] = np.array([state["step"] for state in states], np.int64)
         for i, state in enumerate(states):
             found.update({f"{slot}.{i}": a for slot, a in state.items() if slot != "step"})
@@ -176,6 +194,8 @@ class Optimizer:
                     f"parameters, got {arrays[name]}"
                 )
         for g, group in enumerate(self.param_groups):
+            for p in group["params"]:
+                self.state[p].update(self._missing(p, group))
             for name in self.defaults:
                 value = arrays[f"groups.{g}.{name}"].tolist()
                 group[name] = tuple(value) if isinstance(value, list) else value

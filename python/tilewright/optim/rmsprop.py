@@ -66,6 +66,7 @@ class RMSprop(Optimizer):
         grads: list[Any],
         state: dict[str, list[Any]],
         step: int,
+        fresh: bool,
     ) -> None:
         _core.rmsprop_step(
             params,

@@ -58,6 +58,7 @@ class SGD(Optimizer):
         grads: list[Any],
         state: dict[str, list[Any]],
         step: int,
+        fresh: bool,
     ) -> None:
         _core.sgd_step(
             params,
@@ -67,6 +68,6 @@ class SGD(Optimizer):
             options["momentum"],
             options["weight_decay"],
             options["nesterov"],
-            options["dampening"] if step > 1 else 0.0,
+            0.0 if fresh else options["dampening"],
             sign(options),
         )
