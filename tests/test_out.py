@@ -114,6 +114,37 @@ def test_residual_in_place(name, case, isa):
                     harness.call(OPS[name], changed)
 
 
+def cases_of_several_results():
+    """The first case of each op that returns several arrays."""
+    found = {}
+    for p in harness.all_cases():
+        name, case = p.values
+        if name not in found and len(harness.reference(name, case, FLOAT32)) > 1:
+            found[name] = case
+    return [pytest.param(name, case, id=f"{name}[{case}]") for name, case in found.items()]
+
+
+@pytest.mark.parametrize(("name", "case"), cases_of_several_results())
+def test_each_of_several_results_has_its_place(name, case):
+    arguments = harness.inputs(name, case, FLOAT32)
+    plain = harness.call(OPS[name], arguments)
+    given = [np.zeros_like(p) for p in plain]
+    message = f"{name}: out must be a tuple of {len(plain)} arrays"
+    for wrong in (given[0], given):
+        with pytest.raises(tw.DtypeError, match=message):
+            harness.call(OPS[name], {**arguments, "out": wrong})
+    for wrong in ((), tuple(given[:1]), (*given, given[0].copy())):
+        with pytest.raises(tw.ShapeError, match=message):
+            harness.call(OPS[name], {**arguments, "out": wrong})
+    assert not any(g.any() for g in given), "wrote before it raised"
+    for index in range(len(plain)):  # None: a fresh array
+        out = tuple(g if i == index else None for i, g in enumerate(given))
+        got = harness.call(OPS[name], {**arguments, "out": out})
+        assert got[index] is given[index]
+        for g, p in zip(got, plain, strict=True):
+            assert harness.same_bits(g, p)
+
+
 def test_several_results_want_a_tuple():
     x = np.ones((3, 4), FLOAT32)
     y, s = np.zeros_like(x), np.zeros_like(x)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tilewright import _core
 from tilewright.ops.attention import attention, score_options
-from tilewright.registry import Context, Cost, Reference, empty_for, op
+from tilewright.registry import Context, Cost, Reference, empty_for, op, outs_for
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -82,7 +82,7 @@ class attention_varlen:
             scale = 1 / math.sqrt(q_shape[-1] or 1)
         # The backward pass reads the result before it is rounded to 16 bits.
         exact = bool(ctx.needs) and dtype != _FLOAT32
-        out, lse = out if type(out) is tuple and return_lse else (out, None)
+        out, lse = outs_for("attention_varlen", out, "out", "lse") if return_lse else (out, None)
         shape = (*q_shape[:2], v.shape[2] if known else 0)
         given = empty_for(None if exact else out, shape, _FLOAT32 if exact else dtype)
         if return_lse or ctx.needs:
