@@ -87,6 +87,35 @@ def test_old_blocks_make_room_for_new_ones():
     assert address(_core.empty((2048, 1024), np.float32)) == where
 
 
+def test_quantized_ops_take_recycled_memory():
+    """Results, gradients and what the tape keeps, also where they are written along a transpose."""
+    x = np.ones((1025, 2048), np.float32)
+    a = tw.tensor(x[:, :1025], requires_grad=True)
+    bias = tw.tensor(np.ones(1025, np.float32), requires_grad=True)
+    for view in (x, x.T):
+        q = tw.quantize(view)
+        packed = tw.pack(tw.quantize(view, axis=1))
+        for large in (q.data, tw.dequantize(q), tw.dequantize(packed)):
+            assert handler(large) == "tilewright_recycling"
+        assert (q.data.strides > q.data.T.strides) == (view is x)
+    y = tw.qmatmul(a, tw.quantize(x[:, :1025], axis=1), bias=bias, activation="relu")
+    assert handler(y.data) == "tilewright_recycling"
+    assert all(handler(v) == "tilewright_recycling" for v in y._node.ctx.saved if is_large(v))
+    y.sum().backward()
+    assert handler(a.grad) == "tilewright_recycling"
+
+
+def handler(array):
+    """Name of the allocator that an array's memory, or that of the array it shows, is from."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return np._core.multiarray.get_handler_name(array)
+
+
+def is_large(value):
+    return isinstance(value, np.ndarray) and value.nbytes >= 1 << 20
+
+
 def test_small_results_are_numpy_s_own():
     before = tw.memory_stats()
     kept = [tw.relu(np.ones((8, 8), np.float32)) for _ in range(10)]

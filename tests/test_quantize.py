@@ -163,14 +163,43 @@ def test_error_is_half_a_step(isa, rng):
         assert (abs(tw.dequantize(q) - x) <= 0.501 * step).all()
 
 
-def test_out(isa, rng):
-    x = rng.standard_normal((4, 20)).astype(F32)
-    options = {"axis": 0, "group_size": 8, "symmetric": False}
-    out, want = tw.quantize(0 * x, **options), tw.quantize(x, **options)
+@pytest.mark.parametrize(("bits", "symmetric"), CHOICES)
+@pytest.mark.parametrize(("axis", "group_size"), [(0, 8), (1, None), (None, None)])
+def test_out(bits, symmetric, axis, group_size, isa, rng):
+    x = rng.standard_normal((5, 21)).astype(F32)
+    options = {"bits": bits, "axis": axis, "group_size": group_size, "symmetric": symmetric}
+    out, want = tw.quantize(0 * x + 1, **options), tw.quantize(x, **options)
+    data = out.data
     assert tw.quantize(x, out=out, **options) is out
-    np.testing.assert_array_equal(out.data, want.data)
+    assert out.data is data
+    np.testing.assert_array_equal(data, want.data)
     np.testing.assert_array_equal(out.scale, want.scale)
     np.testing.assert_array_equal(out.offset, want.offset)
+
+
+def test_out_of_four_bits_is_checked_before_it_is_written(rng):
+    x = rng.standard_normal((4, 8)).astype(F32)
+    out = tw.quantize(x, bits=4, axis=0)
+    kept = out.data.copy(), out.scale.copy()
+    for wrong in (x[:, :7], x[:3], x.T):
+        with pytest.raises(tw.ShapeError, match=r"^quantize: out must be a QuantizedArray"):
+            tw.quantize(wrong, bits=4, axis=0, out=out)
+    square = tw.quantize(x[:, :4], bits=4)  # along axis 1; its transpose along 0
+    with pytest.raises(tw.ShapeError, match=r"packed along axis 1, got .* packed along axis 0"):
+        tw.quantize(x[:, :4], bits=4, out=square.T)
+    unsigned = tw.QuantizedArray(out.data.view(np.uint8), out.scale, 0, bits=4)
+    with pytest.raises(tw.ShapeError, match=r"\(4, 8\) int4 packed"):
+        tw.quantize(x, bits=4, axis=0, out=unsigned)
+    memory = x.copy()
+    inside = tw.QuantizedArray(memory.view(np.int8)[:, :4], out.scale, 0, bits=4)
+    with pytest.raises(tw.ShapeError, match="out must not share memory with x"):
+        tw.quantize(memory, bits=4, axis=0, out=inside)
+    out.data.flags.writeable = False
+    with pytest.raises(tw.ShapeError, match="out must be writable"):
+        tw.quantize(2 * x, bits=4, axis=0, out=out)
+    assert np.array_equal(memory, x)
+    assert np.array_equal(out.data, kept[0])
+    assert np.array_equal(out.scale, kept[1])
 
 
 def test_describes_itself(rng):
@@ -273,8 +302,9 @@ ERRORS = [
     (
         lambda: tw.quantize(ones(4), bits=4, out=tw.quantize(ones(4))),
         tw.ShapeError,
-        "out must be a QuantizedArray of 8 bits",
+        "out must be a QuantizedArray of 4 bits, got <QuantizedArray",
     ),
+    (lambda: tw.quantize(ones(4), out=s8(4)), tw.DtypeError, "out must be a QuantizedArray of 8"),
     (lambda: Array(ones(3), F32(1)), tw.DtypeError, "data must be an int8 or uint8"),
     (lambda: Array(s8(3), np.float64(1)), tw.DtypeError, "scale must be float32"),
     (lambda: Array(s8(3), F32(1), bits=2), tw.UnsupportedError, "bits must be"),

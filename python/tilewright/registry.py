@@ -175,6 +175,16 @@ def outs_for(op: str, out: Any, *results: str) -> tuple[Any, ...]:
     return out
 
 
+def empty_in_order(like: Any, dtype: Any) -> Any:
+    """Return a fresh array with the shape and the order of axes of ``like``, which is an array.
+
+    A transposed view stays one, and is read and written along memory.
+    """
+    order = sorted(range(like.ndim), key=lambda d: -abs(like.strides[d]))
+    made = _core.empty(tuple(like.shape[d] for d in order), dtype)
+    return made if order == sorted(order) else made.transpose(np.argsort(order))
+
+
 def empty_for(out: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Return ``out`` where the caller gave one, else a fresh array."""
     return _core.empty(shape, dtype) if out is None else out
@@ -197,6 +207,7 @@ __all__ = [
     "Op",
     "Reference",
     "empty_for",
+    "empty_in_order",
     "op",
     "outs_for",
     "rows_of",

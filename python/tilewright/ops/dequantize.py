@@ -12,7 +12,7 @@ from tilewright.errors import DtypeError
 from tilewright.ops.quantize import quantize
 from tilewright.packed import PackedMatrix
 from tilewright.quantized import QuantizedArray
-from tilewright.registry import Context, Cost, Reference, op
+from tilewright.registry import Context, Cost, Reference, empty_for, empty_in_order, op
 
 
 @op()
@@ -37,13 +37,13 @@ class dequantize:
     @staticmethod
     def forward(ctx: Context, q: Any, *, out: Any = None) -> Any:
         if isinstance(q, PackedMatrix):
-            y = np.empty(q.shape, np.float32) if out is None else out
+            y = empty_for(out, q.shape, np.float32)
             _core.unpack_floats(q, y)
             return y
         if not isinstance(q, QuantizedArray):
             raise DtypeError(f"dequantize: q must be a QuantizedArray, got {type(q).__name__}")
         data = q.integers()
-        y = np.empty_like(data, np.float32) if out is None else out
+        y = empty_in_order(data, np.float32) if out is None else out
         axis, group = -1 if q.axis is None else q.axis, q.group_size or 0
         _core.dequantize(data, q.scale, q.offset, axis, y, group, q.along)
         return y

@@ -99,7 +99,7 @@ class qmatmul:
         rows = left.shape[:-1] if isinstance(left, np.ndarray) else ()  # else product() raises
         z = product(bias, None, None, _core.empty((*rows, qb.shape[1]), np.float32))
         ctx.save(qb, kept, z, activation)
-        y = np.empty_like(z)
+        y = _core.empty_like(z)
         _core.activation_forward(z, y, activation)
         if residual is not None:  # NumPy adds it, once the kernel has taken it: with K = 0
             nothing = np.empty((*rows, 0), np.float32), None, None, _no_weights(qb.shape[1])
@@ -112,7 +112,7 @@ class qmatmul:
         qb, (a_type, bias_type, residual_type), z, activation = ctx.saved
         dz = dy
         if z is not None:
-            dz = np.empty_like(z)
+            dz = _core.empty_like(z)
             _core.activation_backward(z, dy.astype(z.dtype, copy=False), dz, activation)
         da = dbias = None
         if "a" in ctx.needs:

@@ -21,6 +21,7 @@ from tilewright.quantized import (
     pack_nibbles,
     scale_shape,
 )
+from tilewright.registry import empty_in_order
 
 
 def quantize(
@@ -49,7 +50,7 @@ def quantize(
         group_size: None, or how many neighbours share a scale: x has two axes and ``axis`` is
             given, or it has one. The last group is shorter where the size does not divide.
         symmetric: True: int8, no offsets. False: uint8 with offsets.
-        out: a QuantizedArray of 8 bits of x's shape, made with the same arguments, to write to.
+        out: a QuantizedArray of x's shape, made with the same arguments, to write to.
 
     Returns:
         A QuantizedArray. Where a NaN or an infinity is among the numbers that share a scale (or
@@ -65,34 +66,61 @@ def quantize(
         raise DtypeError(f"quantize: x must be an array, got {type(x).__name__}")
     axis, along = check_axes("quantize", "x", x.shape, axis, None, bits)
     check_groups("quantize", "x", x.shape, axis, group_size)
+    kind = np.dtype(np.int8 if symmetric else np.uint8)
     if out is None:
-        # like x's layout: a transposed view stays one, and is read and written along memory
-        data = np.empty_like(x, np.int8 if symmetric else np.uint8)
-        scale = np.empty(scale_shape(x.shape, axis, along, group_size), np.float32)
-        offset = None if symmetric else np.empty_like(scale)
+        scale = _core.empty(scale_shape(x.shape, axis, along, group_size), np.float32)
+        offset = None if symmetric else _core.empty_like(scale)
     else:
-        data, scale, offset = _parts_of(out, bits, axis, group_size, symmetric)
+        _check_out(out, x, kind, bits, axis, along, group_size, symmetric)
+        scale, offset = out.scale, out.offset
+    data = out.data if out is not None and bits == 8 else empty_in_order(x, kind)
     kept = -1 if axis is None else axis
     _core.quantize(x, kept, data, scale, offset, bits, group_size or 0, along)
-    if out is not None:
-        return out
     if bits == 4:
         data = pack_nibbles(data, along)
+    if out is not None:
+        if bits == 4:
+            out.data[...] = data
+        return out
     return QuantizedArray(
         data, scale, axis, bits=bits, group_size=group_size, offset=offset, shape=x.shape
     )
 
 
-def _parts_of(
-    out: Any, bits: int, axis: int | None, group_size: int | None, symmetric: bool
-) -> tuple[Any, Any, Any]:
-    """The arrays of ``out``, if it was made as it is to be written."""
-    if bits == 4 or not isinstance(out, QuantizedArray) or out.bits != 8:
-        raise ShapeError(f"quantize: out must be a QuantizedArray of 8 bits, got {out!r}")
+def _check_out(
+    out: Any,
+    x: Any,
+    kind: Any,
+    bits: int,
+    axis: int | None,
+    along: int,
+    group_size: int | None,
+    symmetric: bool,
+) -> None:
+    """Refuse an ``out`` that was not made as it is to be written.
+
+    The kernel checks scales, offsets and the data of 8 bits; those of 4 are packed by NumPy.
+    """
+    if not isinstance(out, QuantizedArray):
+        raise DtypeError(
+            f"quantize: out must be a QuantizedArray of {bits} bits, got {type(out).__name__}"
+        )
+    if out.bits != bits:
+        raise ShapeError(f"quantize: out must be a QuantizedArray of {bits} bits, got {out!r}")
     want = (axis, group_size, not symmetric)
     if (out.axis, out.group_size, out.offset is not None) != want:
         raise ShapeError(
             f"quantize: out must be a QuantizedArray with axis {axis}, group_size {group_size}, "
             f"{'no ' * symmetric}offsets, got {out!r}"
         )
-    return out.data, out.scale, out.offset
+    if bits == 8:
+        return
+    if (out.shape, out.along, out.data.dtype) != (x.shape, along, kind):
+        raise ShapeError(
+            f"quantize: out must be a QuantizedArray {x.shape} {kind.name[:-1]}4 packed along axis "
+            f"{along}, got {out!r} packed along axis {out.along}"
+        )
+    if not out.data.flags.writeable:
+        raise ShapeError("quantize: out must be writable, got read-only data")
+    if _core.overlap(out.data, x):
+        raise ShapeError("quantize: out must not share memory with x, got overlap")
