@@ -259,6 +259,34 @@ def test_unknown_activation(wrong):
         tw.matmul(a, a, activation=wrong)
 
 
+def options_of_ops():
+    """(op, argument) of every argument that is no array: numbers, flags, names."""
+    found = []
+    for op in OPS.values():
+        for name, annotation in op.annotations.items():
+            if (
+                annotation.removesuffix(" | None") != "Any" and name != "return_lse"
+            ):  # true or false
+                found.append(pytest.param(op.name, name, id=f"{op.name}-{name}"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "which"), options_of_ops())
+def test_an_option_of_another_type(name, which):
+    cases = OPS[name].cases
+    case = next((c for c in cases if which in harness.inputs(name, c, FLOAT32)), cases[0])
+    for wrong in (object(), [1.5]):
+        with raises((tw.DtypeError, tw.ShapeError, tw.UnsupportedError), name, which):
+            call_with(name, case, which, wrong)
+
+
+@pytest.mark.parametrize("name", [n for n in OPS if "eps" in OPS[n].params])
+def test_negative_eps(name):
+    for wrong in (-1.0, -1e-30, np.nan):
+        with raises(tw.ShapeError, name, "eps"):
+            call_with(name, OPS[name].cases[0], "eps", wrong)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1025, 2**31 - 1])
 def test_impossible_thread_count(wrong, threads):
     with pytest.raises(tw.ShapeError, match="set_num_threads: n must be"):

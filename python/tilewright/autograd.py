@@ -222,7 +222,11 @@ def apply(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if out is not None:
         op.check_out(named.get("out"), positional, named)
         _mark_written(out)
-    result = op.forward(ctx, *positional, **named)
+    try:
+        result = op.forward(ctx, *positional, **named)
+    except TypeError as error:
+        op.check_numbers(error, positional, named)
+        raise
     many = type(result) is tuple
     outputs = [arrays.answer(r) for r in (result if many else (result,))]
     if op.views and arrays.tensors:

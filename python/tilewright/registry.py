@@ -22,6 +22,7 @@ An op is a class of static functions under ``@op``; ``ops/layernorm.py`` is one 
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,7 @@ class Op:
         if any(p.kind is p.VAR_POSITIONAL for p in parameters):
             self.params = grads  # forward(ctx, *arrays): the caller names them
         self.__signature__ = signature.replace(parameters=parameters)
+        self.annotations = {p.name: str(p.annotation) for p in parameters}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for value in args:
@@ -89,7 +91,11 @@ class Op:
                 return apply(self, args, kwargs)
         if kwargs and kwargs.get("out") is not None:
             self.check_out(kwargs["out"], args, kwargs)
-        return self.forward(NO_TAPE, *args, **kwargs)
+        try:
+            return self.forward(NO_TAPE, *args, **kwargs)
+        except TypeError as error:
+            self.check_numbers(error, args, kwargs)
+            raise
 
     def check_out(self, out: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Refuse an ``out`` that shares memory with an input or with another ``out``.
@@ -113,6 +119,25 @@ class Op:
                         f"{self.name}: {name} must not share memory with {other}{but}, got overlap"
                     )
             given.append((name, array))
+
+    def check_numbers(self, error: TypeError, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Once ``forward`` has failed: refuse a number, flag or name that is none, by its name.
+
+        The annotations of ``forward`` say what each argument is, where it is no array.
+
+        Raises:
+            DtypeError: naming the argument.
+        """
+        if type(error) is not TypeError:  # a DtypeError names it already
+            return
+        for name, value in (dict(zip(self.params, args, strict=False)) | kwargs).items():
+            kinds = self.annotations.get(name, "Any").split(" | ")
+            unknown = [kind for kind in kinds if kind not in _KINDS]
+            if unknown or any(_KINDS[kind][1](value) for kind in kinds):
+                continue
+            wanted = " or ".join(_KINDS[kind][0] for kind in kinds)
+            got = type(value).__name__
+            raise DtypeError(f"{self.name}: {name} must be {wanted}, got {got}") from error
 
     def __reduce__(self) -> str:
         return self.name  # a module-level name, as a function is: copies are the op itself
@@ -145,6 +170,15 @@ def rule(*, grads: tuple[str, ...]) -> Callable[[type], Op]:
     """
     return lambda definition: Op(definition, grads)
 
+
+# What the annotation of an argument that is no array means: in words, and as a test.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "float": ("a number", lambda v: isinstance(v, numbers.Real)),
+    "int": ("an int", lambda v: hasattr(v, "__index__")),
+    "bool": ("a bool", lambda v: isinstance(v, bool | np.bool_)),
+    "str": ("a str", lambda v: isinstance(v, str)),
+    "None": ("None", lambda v: v is None),
+}
 
 _SAME = 2  # what _core.overlap says of one array given twice
 

@@ -61,7 +61,12 @@ class matmul:
         if type(a) is ndarray and type(b) is ndarray and out_dtype is None:
             bare = bias is residual is out is None
             if bare or {type(bias), type(residual), type(out)} <= PLAIN:
-                y = _core.matmul(a, b, bias, activation, residual, alpha, out, None)
+                try:
+                    y = _core.matmul(a, b, bias, activation, residual, alpha, out, None)
+                except TypeError as error:
+                    if type(error) is not TypeError:
+                        raise
+                    y = NotImplemented  # alpha is no number: Op words the error
                 if y is not NotImplemented:
                     return y
         options = {"activation": activation, "alpha": alpha, "out": out, "out_dtype": out_dtype}
