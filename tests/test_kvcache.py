@@ -370,6 +370,15 @@ def test_one_full_sequence_stops_the_batch(cache):
     assert cache.layer(0).lengths.tolist() == [32, 4]
 
 
+def test_appending_is_counted(level):
+    cache, k = tw.KVCache(1, 1, 2, 8, 9), normal(1, 2, 3, 8)
+    row = f"kvcache_append@{level}"
+    before = tw.stats().calls.get("kvcache_append", {}).get(row, 0)
+    (call,) = tw.explain(cache.append, 0, k, k).calls
+    assert (call.op, call.isa, call.shape) == ("kvcache_append", level, "(1, 2, 3, 8)")
+    assert tw.stats().calls["kvcache_append"][row] == before + 1
+
+
 def test_what_truncate_layer_and_fork_refuse(cache):
     for n in (-1, [1], [1, 2, 3], [1, -2], 1.5, [[1, 2]]):
         with pytest.raises(tw.ShapeError, match=r"KVCache.truncate: n must"):

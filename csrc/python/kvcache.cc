@@ -10,6 +10,7 @@
 
 #include "core/check.h"
 #include "core/dtype.h"
+#include "core/trace.h"
 #include "python/context.h"
 #include "python/module.h"
 #include "tilewright/ops.h"
@@ -71,7 +72,9 @@ void append(const py::object& self, int64_t layer, const View& k, const View& v)
   }
   {
     const KernelCall context;
-    cache.fill(append, k, v, kernels());
+    const KernelTable& table = kernels();
+    const Trace trace("kvcache_append", table.isa, [&] { return format_shape(k); });
+    cache.fill(append, k, v, table);
   }
   const Locked lock(self);
   if (!cache.commit(append)) {
