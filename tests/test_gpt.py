@@ -148,6 +148,15 @@ def test_sampling_keeps_what_it_should():
     assert sampling.choose(logits, rng, 0.0, None, None) == 1
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_rank_nothing_are_said(temperature):
+    rng = np.random.default_rng(0)
+    for wrong in ([1.0, np.nan, 2.0], [0.0, np.inf], [-np.inf, -np.inf]):
+        with pytest.raises(ValueError, match="generate: the model's logits must have a finite"):
+            sampling.choose(np.float32(wrong), rng, temperature, None, None)
+    assert sampling.choose(np.float32([-np.inf, 0.0]), rng, temperature, None, None) == 1
+
+
 def test_what_generate_refuses_is_said_at_once(trained):
     model, _, _ = trained
     for prompt in ([], [[1]], [0.5]):

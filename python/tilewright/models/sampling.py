@@ -40,7 +40,17 @@ def probabilities(logits: Any, temperature: float, top_k: int | None, top_p: flo
 def choose(
     logits: Any, rng: Any, temperature: float, top_k: int | None, top_p: float | None
 ) -> int:
-    """One token; temperature 0 takes the likeliest."""
+    """One token; temperature 0 takes the likeliest.
+
+    Raises:
+        ValueError: the largest logit is no number, as where one is NaN: nothing is likeliest then.
+    """
+    largest = np.max(np.asarray(logits, np.float64))
+    if not np.isfinite(largest):
+        raise ValueError(
+            f"generate: the model's logits must have a finite maximum, got {largest}; look for NaN "
+            "or infinities in its weights"
+        )
     if temperature == 0.0:
         return int(np.argmax(logits))
     p = probabilities(logits, temperature, top_k, top_p)
