@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SECTION = re.compile(
     r"(Args|Arguments|Attributes|Returns|Raises|Yields|Example|Examples|Source):(.*)"
 )
+NO_OPS = ("quantize",)  # not registered, because its result is no array
 LISTS = ("Args", "Arguments", "Attributes")
 
 
@@ -40,26 +41,21 @@ def pages() -> dict[str, str]:
     knobs = ("options", "set_options", "set_matmul_precision", "set_num_threads", "get_num_threads")
     knobs += ("set_isa", "isas", "pack", "explain", "stats", "memory_stats", "trim")
     knobs += ("get_include", "get_cmake_dir")
-    arrays = (
-        "tensor",
-        "Tensor",
-        "no_grad",
-        "manual_seed",
-        "save",
-        "load",
-        "QuantizedArray",
-        "KVCache",
-    )
+    arrays = ("tensor", "Tensor", "concatenate", "stack", "split", "where", "no_grad")
+    arrays += ("manual_seed", "save", "load", "load_metadata", "QuantizedArray", "KVCache")
+    random = ("get_state", "set_state")
     errors = ("ShapeError", "DtypeError", "DeviceError", "UnsupportedError", "FormatError")
     return {
         "reference/ops.md": page(
             "Ops",
             "Every op takes NumPy arrays, anything with `__dlpack__`, or `tw.Tensor`, in any "
             "strides, and answers in kind.",
-            [(f"tw.{name}", op) for name, op in sorted(OPS.items())],
+            members(tw, sorted([*OPS, *NO_OPS]), "tw."),
         ),
         "reference/arrays.md": page(
-            "Arrays, files, caches", "", members(tw, [*arrays, *errors], "tw.")
+            "Arrays, files, caches",
+            "",
+            members(tw, [*arrays, *errors], "tw.") + members(tw.random, random, "random."),
         ),
         "reference/knobs.md": page("Knobs and counters", "", members(tw, knobs, "tw.")),
         "reference/nn.md": page(

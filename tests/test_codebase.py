@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
+import sys
+import types
 
 import pytest
 
@@ -231,6 +234,23 @@ def test_public_names_exist_and_are_documented():
     assert not missing, missing
     silent = [n for n in tw.__all__ if callable(getattr(tw, n)) and not getattr(tw, n).__doc__]
     assert not silent, silent
+
+
+def test_public_names_are_on_a_page_of_the_site(monkeypatch):
+    """docs/hooks.py writes the reference from lists of names; mkdocs itself is not needed here."""
+    if not (ROOT / "docs").is_dir():
+        pytest.skip("installed without docs/")
+    for name in ("mkdocs", "mkdocs.structure", "mkdocs.structure.files"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    files = sys.modules["mkdocs.structure.files"]
+    files.File = files.Files = object
+    pages = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["pages"]()
+    text = "\n".join(page for name, page in pages.items() if name.startswith("reference/"))
+    described = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
+    folders = {n for n in tw.__all__ if isinstance(getattr(tw, n), types.ModuleType)}
+    missing = set(tw.__all__) - folders - described
+    missing |= {n for n in folders if not re.search(rf"^{n}\.\w+", text, re.MULTILINE)}
+    assert not missing, missing
 
 
 def test_the_package_says_that_it_is_typed():
