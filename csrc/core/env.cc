@@ -14,6 +14,8 @@ const std::vector<Variable>& variables() {
        "how long an idle worker spins before it sleeps, in microseconds (default 20)"},
       {"TILEWRIGHT_POISON",
        "1: results and scratch memory start as NaN, so that a test sees what is read unwritten"},
+      {"TILEWRIGHT_SYNC",
+       "1: each CUDA kernel is waited for, so that an error names the kernel whose it is"},
       {"TILEWRIGHT_TRACE", "1: one CSV line per kernel call on standard error"},
   };
   return table;
