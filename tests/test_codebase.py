@@ -17,7 +17,7 @@ from tilewright.registry import OPS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LARGEST_FILE = 900  # lines; kernels aim at 400, others at 600
-TEXT = {".cc", ".h", ".py", ".pyi", ".md", ".txt", ".toml", ".json", ".sh", ".cmake", ""}
+TEXT = {".cc", ".h", ".cu", ".cuh", ".py", ".pyi", ".md", ".txt", ".toml", ".json", ".sh", ".cmake", ""}
 
 
 def tracked():
@@ -42,7 +42,7 @@ def text_of(path):
     return path.read_text(encoding="utf-8")
 
 
-def sources(*folders, suffixes=(".cc", ".h")):
+def sources(*folders, suffixes=(".cc", ".h", ".cu", ".cuh")):
     return [
         p
         for p in FILES
@@ -67,6 +67,8 @@ MAY_INCLUDE = {
     "csrc/simd": r"(simd/|tilewright/|cpu/kernel_table\.h|cpu/kernels_\w+\.h)",
     "csrc/cpu": r"(core|cpu|tilewright)/",
     "csrc/ops": r"(core|cpu|ops|tilewright)/",
+    "csrc/emulator": r"(emulator|tilewright)/",
+    "csrc/cuda": r"(core|cuda|emulator|tilewright)/",
     "csrc/python": r"(core|cpu|ops|python|tilewright)/",
 }
 
@@ -87,6 +89,32 @@ def test_simd_uses_no_standard_library():
     wrong = [hit for hit in includes if not re.search(allowed, hit)]
     wrong += found_in(sources("csrc/simd"), r"^[^/\"]*\bstd::")
     assert not wrong, wrong
+
+
+def cuda_kernels():
+    return [p for p in sources("csrc/cuda") if not p.is_relative_to(ROOT / "csrc/cuda/gpu")]
+
+
+def test_cuda_kernels_use_the_gpu_layer():
+    """What the emulator can't run: csrc/README.md says why."""
+    beyond = (
+        r"\basm\b|<<<|\b__shared__\b|cooperative_groups|nvcuda|mma\.h"
+        r"|^\s*#\s*include\s*[<\"](cuda_runtime|emulator/|cuda/gpu/(?!gpu\.h))"
+    )
+    assert not found_in(cuda_kernels(), beyond)
+
+
+def test_inline_assembly_has_its_places():
+    places = {"csrc/cuda/gpu/ptx.h", "csrc/emulator/fibers.cc", "csrc/simd/amx.h"}
+    others = [p for p in sources("csrc") if str(p.relative_to(ROOT)) not in places]
+    assert not found_in(others, r"\basm\s*(volatile\s*)?\(")
+
+
+def test_the_emulator_is_for_tests():
+    """Off unless asked for, and refused in a wheel."""
+    assert found_in([ROOT / "CMakeLists.txt"], r"option\(TILEWRIGHT_EMULATOR .* OFF\)")
+    text = text_of(ROOT / "cmake/emulator.cmake")
+    assert re.search(r"if\(SKBUILD\)\s+message\(FATAL_ERROR", text)
 
 
 def test_pybind11_only_in_the_binding():
