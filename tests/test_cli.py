@@ -6,6 +6,7 @@ import os
 import pty
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,12 +29,13 @@ def tilewright(*arguments, **environment):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(*arguments, **environment):
+def start(*arguments, cwd=None, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "tilewright", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
         env=os.environ | environment,
     )
 
@@ -116,6 +118,28 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_bits(trained, text, tmp_path
     assert main(["train", "--resume", f"--out={out}"]) == 0
     assert_same_model(out, trained)
     assert [e["step"] for e in Log(out / "log.jsonl").entries("step")] == list(range(1, 301))
+
+
+def test_the_printed_command_resumes_files_that_were_named_relatively(trained, text, tmp_path):
+    (tmp_path / "fox.txt").write_bytes(text.read_bytes())
+    words = ("train", "fox.txt", "--steps=300", "--out=my run", *TINY)
+    process = start(*words, cwd=tmp_path)
+    wait_for_step(process, tmp_path / "my run", 20)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    command = shlex.split(re.search(r"continue with: tilewright (.*)", printed)[1])
+    done = tilewright(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_model(tmp_path / "my run", trained)
+
+
+def test_the_same_text_resumes_under_another_name(trained, text, tmp_path):
+    out, moved = tmp_path / "run", tmp_path / "moved.txt"
+    out.mkdir()
+    moved.write_bytes(text.read_bytes())
+    for name in ("checkpoint.safetensors", "log.jsonl"):
+        (out / name).write_bytes((trained / name).read_bytes())
+    assert main(["train", str(moved), "--resume", f"--out={out}", "--steps=301"]) == 0
 
 
 def test_a_kill_at_any_moment_of_saving_loses_no_checkpoint(trained, text, tmp_path):

@@ -168,8 +168,8 @@ def test_other_files_are_no_checkpoints(tmp_path):
     trainer.model.save(path)
     with pytest.raises(tw.FormatError, match=r"c\.safetensors: not a checkpoint"):
         Checkpoint(path)
-    tw.save({}, path, metadata={"run": '{"format": 3}'})
-    with pytest.raises(tw.FormatError, match="checkpoint format 3"):
+    tw.save({}, path, metadata={"run": '{"format": 2}'})
+    with pytest.raises(tw.FormatError, match="checkpoint format 2"):
         Checkpoint(path)
     save_checkpoint(path, trainer, {})
     whole = path.read_bytes()

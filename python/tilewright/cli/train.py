@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
     if stopped:
         print(
             f"stopped at step {trainer.step} and saved; "
-            f"continue with: tilewright train --resume --out {options.out}"
+            f"continue with: tilewright train --resume --out {shlex.quote(str(options.out))}"
         )
         return 128 + stopped
     print(f"done; write text with: tilewright generate {options.out / MODEL}")

@@ -18,7 +18,7 @@ from tilewright.errors import FormatError
 from tilewright.io import load, load_metadata, save
 from tilewright.training.trainer import Settings, Trainer
 
-_FORMAT = 2
+_FORMAT = 3
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
 
 
