@@ -310,6 +310,19 @@ def test_the_demo_does_its_whole_job(tmp_path, capsys, monkeypatch):
         ("quantize {text}", "fox.txt"),
         ("quantize {run} --out {tmp}/no/folder.safetensors", "No such file"),
         ("quantize {run} --text {tmp}/missing.txt", "missing.txt: No such file"),
+        ("quantize {run} --group-size 0", "--group-size must be at least 1, got 0"),
+        ("quantize {run} --bits 4 --group-size -3", "--group-size must be at least 1, got -3"),
+        ("quantize {run} --text {tmp}/empty.txt --out {tmp}/q", "empty.txt: empty"),
+        ("quantize {tmp}/int8.safetensors --out {tmp}/q", "int8.safetensors: quantized already"),
+        ("quantize {tmp}/contradicted.safetensors", "position.weight must have shape (99, 16)"),
+        ("generate {tmp}/contradicted.safetensors", "position.weight must have shape (99, 16)"),
+        ("generate {tmp}/odd.safetensors", "blocks.0.up.bias must be float32, got int64"),
+        ("train --resume --out {tmp}/other", "token.weight must have shape (256, 16)"),
+        ("train --resume --out {tmp}/foreign", "unexpected: blocks.0.more"),
+        ("train --resume --out {tmp}/lost", "corpus must have files and fingerprint"),
+        ("train --resume --out {tmp}/demo", "names no files"),
+        ("train {text} --seed -1", "seed must be"),
+        ("demo --seed -1 --out {tmp}", "seed must be"),
         ("demo --seconds 0 --out {tmp}", "above zero"),
     ],
 )
@@ -321,7 +334,8 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(
     (tmp_path / "other.txt").write_text("another text " * 100)
     model = (trained / "model.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(model[: len(model) // 2])
-    before = sorted(tmp_path.iterdir())
+    write_other_files(trained, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
     words = arguments.format(tmp=tmp_path, run=trained, text=text).split()
     if words[0] == "train" and "--out" not in words:
         words += ["--out", str(tmp_path / "out")]
@@ -330,7 +344,30 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(
     assert len(lines) == 1
     assert lines[0].startswith("tilewright: error: ")
     assert message in lines[0]
-    assert sorted(tmp_path.iterdir()) == before  # nothing half-made is left
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-made is left
+
+
+def write_other_files(run, folder):
+    """Models and checkpoints that are whole files, but not what is asked for."""
+    model, checkpoint = run / "model.safetensors", run / "checkpoint.safetensors"
+    tensors, metadata = tw.load(model), tw.load_metadata(model)
+    tw.models.load(model).quantize().save(folder / "int8.safetensors")
+    config = json.loads(metadata["config"]) | {"context": 99}
+    contradicted = metadata | {"config": json.dumps(config)}
+    tw.save(tensors, folder / "contradicted.safetensors", contradicted)
+    odd = tensors | {"blocks.0.up.bias": np.zeros(64, np.int64)}
+    tw.save(odd, folder / "odd.safetensors", metadata)
+
+    whole, state = tw.load(checkpoint), json.loads(tw.load_metadata(checkpoint)["run"])
+    for name, more, change in [
+        ("other", {"model/token.weight": np.zeros((256, 8), np.float32)}, {}),
+        ("foreign", {"model/blocks.0.more": np.zeros(1, np.float32)}, {}),
+        ("lost", {}, {"corpus": {"fingerprint": "0"}}),
+        ("demo", {}, {"corpus": {"files": [], "fingerprint": "0"}}),
+    ]:
+        (folder / name).mkdir()
+        metadata = {"run": json.dumps(state | change)}
+        tw.save(whole | more, folder / name / checkpoint.name, metadata)
 
 
 def test_a_wrong_isa_level_is_named_without_a_traceback():

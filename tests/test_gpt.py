@@ -275,6 +275,18 @@ def test_a_config_that_contradicts_the_tensors(trained, tmp_path, metadata, erro
         tw.models.load(damaged(tmp_path / "m", **metadata))
 
 
+def test_a_small_file_gets_no_large_model(tmp_path):
+    """Two thin tables would bear out a width whose blocks take terabytes."""
+    width = 1 << 18
+    arrays = {"token.weight": np.zeros((1, width), np.int8), "blocks.0": np.zeros(1, np.int8)}
+    arrays["position.weight"] = arrays["token.weight"]
+    config = {"vocab_size": 1, "context": 1, "layers": 1, "heads": 1, "width": width}
+    metadata = {"format": "tilewright.gpt/1", "config": json.dumps(config)}
+    tw.save(arrays, tmp_path / "m", metadata=metadata)
+    with pytest.raises(tw.FormatError, match=r"m: a config of 1 layers and width 262144"):
+        tw.models.load(tmp_path / "m")
+
+
 def test_a_file_of_another_model_names_the_tensor(trained, tmp_path):
     path = tmp_path / "m"
     trained[0].save(path)

@@ -136,6 +136,12 @@ HOSTILE = {
     "bytes left over": {"a": {**A, "shape": [1], "data_offsets": [0, 4]}},
     "metadata no object": {"__metadata__": 1, "a": A},
     "metadata of numbers": {"__metadata__": {"a": 1}, "a": A},
+    "half a surrogate as quantization": {
+        "__metadata__": {"tilewright.quantized": "\ud800"},
+        "a": A,
+    },
+    "half a surrogate in the metadata": {"__metadata__": {"\udfff": "a"}, "a": A},
+    "half a surrogate as name": {"\ud800": A},
 }
 
 

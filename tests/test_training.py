@@ -1,5 +1,7 @@
 """The training loop: what a step depends on, evaluation, checkpoints."""
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -108,6 +110,16 @@ def test_settings_that_make_no_sense_are_refused(wrong):
         Settings(**wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch": 1.5}, {"batch": 1 << 17}, {"seed": -1}, {"seed": True}, {"clip": math.nan},
+     {"warmup": "a"}, {"steps": "9"}],
+)  # fmt: skip
+def test_settings_of_a_wrong_kind_are_named(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
+        Settings(**{"steps": 1, **wrong})
+
+
 def test_a_loss_that_is_no_number_stops_before_the_parameters_change():
     trainer = train(make(), steps=2)
     parameter = trainer.parameters[0]
@@ -175,4 +187,91 @@ def test_other_files_are_no_checkpoints(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(tw.FormatError):
+        Checkpoint(path)
+
+
+def test_truncated_at_every_byte_of_the_header(tmp_path):
+    save_checkpoint(tmp_path / "whole", make(), {})
+    content = (tmp_path / "whole").read_bytes()
+    cut = tmp_path / "cut"
+    for n in range(8 + int.from_bytes(content[:8], "little") + 1):
+        cut.write_bytes(content[:n])
+        with pytest.raises(tw.FormatError, match="cut: "):
+            Checkpoint(cut)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (DEEP, tw.FormatError, "recursion"),
+        ("{]", tw.FormatError, "not a checkpoint"),
+        ("[1]", tw.FormatError, "not a checkpoint"),
+        ({"step": math.inf}, tw.FormatError, "step must be"),
+        ({"step": -1}, tw.FormatError, "step must be"),
+        ({"step": 10**400}, tw.FormatError, "step must be"),
+        ({"step": True}, tw.FormatError, "step must be"),
+        ({"seconds": math.nan}, tw.FormatError, "seconds must be"),
+        ({"seconds": 10**400}, tw.FormatError, "seconds must be"),
+        ({"seconds": "1"}, tw.FormatError, "seconds must be"),
+        ({"settings": {"steps": 1, "batch": 2**40}}, tw.FormatError, "batch must be at most"),
+        ({"settings": {"steps": 1, "clip": "1"}}, tw.FormatError, "clip must be a number"),
+        ({"settings": {"steps": 1, "more": 1}}, tw.FormatError, "more"),
+        ({"settings": []}, tw.FormatError, "not a checkpoint"),
+        ({"config": None}, tw.FormatError, "no GPTConfig"),
+        ({"config": {"layers": 10**8}}, tw.FormatError, "100000000 layers"),
+        ({"config": {"context": 10**12}}, tw.ShapeError, r"position\.weight must have shape"),
+        ({"config": {"width": 10**8}}, tw.ShapeError, r"token\.weight must have shape"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_hostile_checkpoints(tmp_path, change, error, message):
+    """What the metadata claims is believed only as far as the tensors bear it out."""
+    path = tmp_path / "c"
+    trainer = make()
+    save_checkpoint(path, trainer, {})
+    run = json.loads(tw.load_metadata(path)["run"])
+    if isinstance(change, dict):
+        if isinstance(change.get("config"), dict):
+            change = {"config": dataclasses.asdict(trainer.model.config) | change["config"]}
+        change = json.dumps(run | change)
+    tw.save(tw.load(path), path, metadata={"run": change})
+    with pytest.raises(error, match=message) as caught:
+        Checkpoint(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("model/blocks.0.up.bias", np.zeros(7, np.float32), tw.ShapeError),
+        ("model/blocks.0.up.bias", np.zeros(64, np.int8), tw.DtypeError),
+        ("model/blocks.0.more", np.zeros(1, np.float32), tw.FormatError),
+        ("optimizer/more", np.zeros(1, np.float32), tw.FormatError),
+        ("optimizer/m.0", np.zeros(3, np.float32), tw.ShapeError),
+        ("optimizer/steps", np.inf, tw.FormatError),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_with_their_file(tmp_path, name, value, error):
+    path = tmp_path / "c"
+    save_checkpoint(path, make(), {})
+    tensors, metadata = tw.load(path), tw.load_metadata(path)
+    if name == "optimizer/steps":
+        value = np.full(tensors[name].shape, value)
+    tw.save({**tensors, name: value}, path, metadata=metadata)
+    checkpoint = Checkpoint(path)
+    with pytest.raises(error, match=name.partition("/")[2].split(".")[-1]) as caught:
+        checkpoint.trainer(TEXT)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_quantized_tensors_make_no_checkpoint(tmp_path):
+    path = tmp_path / "c"
+    save_checkpoint(path, make(), {})
+    tensors = tw.load(path)
+    tensors["model/x"] = tw.quantize(np.ones((2, 2), np.float32), axis=0)
+    tw.save(tensors, path, metadata=tw.load_metadata(path))
+    with pytest.raises(tw.FormatError, match="'model/x' is int8"):
         Checkpoint(path)

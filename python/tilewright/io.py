@@ -125,7 +125,7 @@ def _read_header(file: BinaryIO, path: str) -> tuple[list[_Entry], dict[str, str
     return entries, metadata, start
 
 
-def _parse(text: bytes, path: str, what: str = "the header") -> dict[str, Any]:
+def _parse(text: bytes | str, path: str, what: str = "the header") -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -135,7 +135,10 @@ def _parse(text: bytes, path: str, what: str = "the header") -> dict[str, Any]:
         return found
 
     try:
-        header: Any = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        header: Any = json.loads(decoded, object_pairs_hook=unique)
+        if "\\u" in decoded:  # the one way to half a surrogate pair, which no file can hold
+            json.dumps(header, ensure_ascii=False).encode("utf-8")
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:
@@ -168,7 +171,7 @@ def _check_entry(path: str, name: str, fields: Any) -> _Entry:
 
 def _assemble(arrays: dict[str, Any], text: str, path: str) -> None:
     """Put QuantizedArrays into the places of their data, in the order of the file."""
-    for name, fields in _parse(text.encode("utf-8"), path, f"{_QUANTIZED} in the metadata").items():
+    for name, fields in _parse(text, path, f"{_QUANTIZED} in the metadata").items():
         where = f"quantized tensor {name!r}"
         if name not in arrays or f"{name}.scale" not in arrays:
             _fail(path, f"{where}: it or its scale is missing")

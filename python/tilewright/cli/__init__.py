@@ -8,10 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from tilewright.cli.errors import CliError
-from tilewright.errors import FormatError, UnsupportedError
+from tilewright.errors import DeviceError, DtypeError, UnsupportedError
 
 _EPILOG = "without a command: what tilewright found on this machine"
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_MISTAKES = (  # in the arguments or in a file; ShapeError and FormatError are ValueErrors
+    *(CliError, OSError, ValueError, DtypeError, DeviceError, UnsupportedError, MemoryError),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `tilewright generate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (CliError, OSError, FormatError, UnsupportedError) as error:
+    except _MISTAKES as error:
         print(f"tilewright: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

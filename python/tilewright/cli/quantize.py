@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tilewright.cli.errors import CliError
 from tilewright.cli.generate import load_model, speed
 from tilewright.cli.session import MODEL
 from tilewright.cli.table import table
@@ -35,12 +36,18 @@ def run(options: argparse.Namespace) -> int:
     source = options.model / MODEL if options.model.is_dir() else options.model
     target = options.out or source.with_name(f"{source.stem}-int{options.bits}{source.suffix}")
     group_size = options.group_size
+    if group_size is not None and group_size < 1:
+        raise CliError(f"--group-size must be at least 1, got {group_size}")
     if group_size is None and options.bits == 4:
         group_size = 32
     measured = None
     if options.text:
         measured = [Document(str(options.text), options.text.read_bytes())]
+        if not measured[0].text:
+            raise CliError(f"--text {options.text}: empty")
     model = load_model(source)
+    if model.quantized:
+        raise CliError(f"{source}: quantized already, to int{model.quantized['bits']}")
     quantized = model.quantize(bits=options.bits, group_size=group_size)
     quantized.save(target)
     print(compare(model, quantized, source, target, measured))

@@ -11,6 +11,7 @@ from typing import Any
 from tilewright.cli.errors import CliError, from_options
 from tilewright.cli.plot import MISSING, loss_plot
 from tilewright.cli.session import CHECKPOINT, LOG, MODEL, PLOT, Session
+from tilewright.errors import FormatError
 from tilewright.training import (
     Checkpoint,
     Corpus,
@@ -177,8 +178,11 @@ def _resume(options: argparse.Namespace) -> tuple[Trainer, Corpus]:
     if not path.exists():
         raise CliError(f"nothing to resume: there is no {path}")
     checkpoint = Checkpoint(path)
-    corpus = _read(options.files or [Path(name) for name in checkpoint.corpus["files"]])
-    if fingerprint(corpus.train) != checkpoint.corpus["fingerprint"]:
+    files, expected = _recorded(checkpoint)
+    corpus = _read(options.files or files)
+    if not corpus.train:
+        raise CliError(f"{path} names no files (the demo's does not): no run of train")
+    if fingerprint(corpus.train) != expected:
         raise CliError("the text is not the one this run was trained on; start a new run instead")
     settings = checkpoint.settings
     if budget := _budget(options, steps=0):
@@ -189,6 +193,21 @@ def _resume(options: argparse.Namespace) -> tuple[Trainer, Corpus]:
             f"this run is finished after {trainer.step} steps; more --steps or --minutes extend it"
         )
     return trainer, corpus
+
+
+def _recorded(checkpoint: Checkpoint) -> tuple[list[Path], str]:
+    """The files that a run of ``train`` read, and their fingerprint."""
+    corpus = checkpoint.corpus if isinstance(checkpoint.corpus, dict) else {}
+    files, expected = corpus.get("files"), corpus.get("fingerprint")
+    if (
+        not isinstance(files, list)
+        or not all(isinstance(name, str) for name in files)
+        or not isinstance(expected, str)
+    ):
+        raise FormatError(
+            f"{checkpoint.path}: the checkpoint's corpus must have files and fingerprint"
+        )
+    return [Path(name) for name in files], expected
 
 
 def _budget(options: argparse.Namespace, steps: int) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def load(path: str | os.PathLike[str]) -> GPT:
             f"{name}: must be a model of format {_FORMAT}, got {metadata.get('format')!r}"
         )
     arrays = load_arrays(path)
-    model = GPT(_config(name, metadata, arrays), seed=0)
+    model = GPT(checked_config(name, _json(name, metadata), arrays), seed=0)
     if metadata.get("weights") in ("int8", "int4"):
         model._quantize_linears(_quantization(name, metadata))
     model.load_state_dict(arrays)
@@ -312,11 +312,29 @@ def _quantization(name: str, metadata: dict[str, str]) -> dict[str, Any]:
     return dict(options)
 
 
-def _config(name: str, metadata: dict[str, str], arrays: dict[str, Any]) -> GPTConfig:
-    """The config, believed only as far as the file's own tensors bear it out."""
+def _json(name: str, metadata: dict[str, str]) -> Any:
     try:
-        config = GPTConfig(**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        return json.loads(metadata["config"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise FormatError(f"{name}: the config in the metadata is no JSON: {error}") from None
+
+
+def checked_config(name: str, fields: Any, arrays: dict[str, Any]) -> GPTConfig:
+    """Return the config of a file, believed only as far as the file's own tensors bear it out.
+
+    What it allows needs memory in proportion to the file, whoever wrote it.
+
+    Args:
+        name: of the file, for messages.
+        fields: what GPTConfig takes, as JSON gave it.
+        arrays: the model's tensors by name.
+
+    Raises:
+        FormatError, ShapeError: naming the field or the tensor.
+    """
+    try:
+        config = GPTConfig(**fields)
+    except (TypeError, ValueError) as error:
         raise FormatError(f"{name}: the config in the metadata is no GPTConfig: {error}") from None
     for key, shape in {
         "token.weight": (config.vocab_size, config.width),
@@ -331,4 +349,11 @@ def _config(name: str, metadata: dict[str, str], arrays: dict[str, Any]) -> GPTC
     layers = {key.split(".")[1] for key in arrays if key.startswith("blocks.")}
     if len(layers) != config.layers:
         raise FormatError(f"{name}: the config has {config.layers} layers, the file {len(layers)}")
+    need = 12 * config.layers * config.width**2  # weights of the blocks; 4 bits are two an element
+    have = sum(math.prod(array.shape) for array in arrays.values())
+    if need > 2 * have:
+        raise FormatError(
+            f"{name}: a config of {config.layers} layers and width {config.width} has {need} "
+            f"weights in its blocks, the whole file {have} elements"
+        )
     return config

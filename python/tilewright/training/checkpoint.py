@@ -13,9 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tilewright as tw
-from tilewright.errors import FormatError
+from tilewright.errors import DtypeError, FormatError, ShapeError
 from tilewright.io import load, load_metadata, save
+from tilewright.models.gpt import checked_config
 from tilewright.training.trainer import Settings, Trainer
 
 _FORMAT = 3
@@ -50,24 +53,36 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tensors = load(path)
+        packed = [name for name, v in self._tensors.items() if not isinstance(v, np.ndarray)]
+        if packed:
+            raise FormatError(f"{path}: not a checkpoint of a training run: {packed[0]!r} is int8")
         try:
             run = json.loads(load_metadata(path)["run"])
             if run["format"] != _FORMAT:
                 raise FormatError(
                     f"{path}: checkpoint format {run['format']}, this version reads {_FORMAT}"
                 )
-            self._config = tw.models.GPTConfig(**run["config"])
-            self.settings = Settings(**run["settings"])
-            self.step, self._seconds = int(run["step"]), float(run["seconds"])
-            self.corpus: dict[str, Any] = run["corpus"]
-        except (KeyError, TypeError, ValueError) as error:
+            config, self.settings = run["config"], Settings(**run["settings"])
+            self.step, self._seconds = _step(run["step"]), _seconds(run["seconds"])
+            self.corpus: Any = run["corpus"]
+        except FormatError:
+            raise
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise FormatError(f"{path}: not a checkpoint of a training run ({error})") from None
+        self._config = checked_config(str(path), config, self._under(_MODEL))
 
     def trainer(self, text: Any, settings: Settings | None = None) -> Trainer:
         """Return a Trainer that continues on ``text``, by other settings if given."""
         trainer = Trainer(tw.models.GPT(self._config), text, settings or self.settings)
-        trainer.model.load_state_dict(self._under(_MODEL))
-        trainer.optimizer.load_state_dict(self._under(_OPTIMIZER))
+        try:
+            trainer.model.load_state_dict(self._under(_MODEL))
+            trainer.optimizer.load_state_dict(self._under(_OPTIMIZER))
+        except (DtypeError, FormatError, ShapeError) as error:  # of another model
+            raise type(error)(f"{self.path}: {error}") from None
+        except (OverflowError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"{self.path}: the optimizer's steps or options are damaged: {error}"
+            ) from None
         for group in trainer.optimizer.param_groups:  # the settings may be others than the saved
             group["weight_decay"] = trainer.settings.weight_decay
         trainer.step, trainer.seconds = self.step, self._seconds
@@ -79,3 +94,15 @@ class Checkpoint:
             for name, value in self._tensors.items()
             if name.startswith(prefix)
         }
+
+
+def _step(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**48:
+        raise ValueError(f"step must be a number of steps, got {str(value)[:40]}")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 2.0**48:
+        raise ValueError(f"seconds must be a time spent, got {str(value)[:40]}")
+    return float(value)

@@ -21,6 +21,7 @@ from tilewright import random
 from tilewright.training.batches import Batches
 
 _DROPOUT = 2  # see batches._ORDER
+_LARGEST_BATCH = 1 << 16  # windows a step: a checkpoint may not ask for any amount of memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,21 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, plain = getattr(self, field.name), field.type != "float"
+            if plain and (type(value) is not int or not 0 <= value < 2**63):
+                raise ValueError(
+                    f"{field.name} must be an integer of at least 0, got {str(value)[:40]}"
+                )
+            if not plain and (type(value) not in (int, float) or math.isnan(value)):
+                raise ValueError(f"{field.name} must be a number, got {str(value)[:40]}")
         if (self.steps > 0) == (self.seconds > 0):
             raise ValueError("give a budget: either steps or seconds, above zero")
         for name in ("batch", "learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
+        if self.batch > _LARGEST_BATCH:
+            raise ValueError(f"batch must be at most {_LARGEST_BATCH}, got {self.batch}")
 
     def rate(self, progress: float) -> float:
         """Return the learning rate at a share of the budget."""
