@@ -21,7 +21,8 @@ MEMORY = Path("/dev/shm")  # save() waits for the disk
 TOKENS = (
     *("F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "dtype", "shape", "data_offsets"),
     *("__metadata__", "{", "}", "[", "]", ",", ":", "null", "-1", "1e9", "9223372036854775807"),
-    *("[0,0]", "[0,4]", "[4,8]", "[]", "\\ud800", '"'),
+    *("[0,0]", "[0,4]", "[4,8]", "[]", "\\ud800", '"', '\\"', "tilewright.quantized", ".scale"),
+    *(".offset", "bits", "axis", "along", "group_size", '{"tilewright.quantized":"\\ud800"}'),
 )
 
 
@@ -44,14 +45,22 @@ def check(place, data):
             tw.load_metadata(path)
         return
     start = 8 + int.from_bytes(whole[:8], "little")
-    assert sum(a.nbytes for a in arrays.values()) == len(whole) - start
+    assert sum(p.nbytes for a in arrays.values() for p in parts(a)) == len(whole) - start
     tw.save(arrays, place / "again", metadata=tw.load_metadata(path) or None)
     again = tw.load(place / "again")
     assert list(again) == list(arrays)
     for name, array in arrays.items():
-        assert again[name].dtype == array.dtype
-        assert again[name].shape == array.shape
-        assert again[name].tobytes() == array.tobytes()
+        for ours, theirs in zip(parts(array), parts(again[name]), strict=True):
+            assert theirs.dtype == ours.dtype
+            assert theirs.shape == ours.shape
+            assert theirs.tobytes() == ours.tobytes()
+
+
+def parts(array):
+    """The plain arrays of one that was loaded."""
+    if not isinstance(array, tw.QuantizedArray):
+        return [array]
+    return [part for part in (array.data, array.scale, array.offset) if part is not None]
 
 
 def write_seeds(place):
@@ -60,6 +69,7 @@ def write_seeds(place):
         {},
         {"x": np.float32([1, 2])},
         {"a": np.zeros((2, 0), np.int8), "b": np.ones((), np.float64), "c": np.arange(3) > 1},
+        {"q": tw.quantize(np.float32([[1, 2, 3]]), bits=4, axis=0, symmetric=False)},
     ]
     for i, arrays in enumerate(examples):
         tw.save(arrays, place / "seed", metadata={"k": "v"} if i else None)
