@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tilewright as tw
-from tilewright.cli import demo, main
+from tilewright.cli import demo, main, session
 from tilewright.training import Checkpoint, Log
 
 TINY = ("--layers=1", "--heads=2", "--width=16", "--context=16", "--batch=4", "--lr=1e-2")
@@ -140,6 +140,26 @@ def test_the_same_text_resumes_under_another_name(trained, text, tmp_path):
     for name in ("checkpoint.safetensors", "log.jsonl"):
         (out / name).write_bytes((trained / name).read_bytes())
     assert main(["train", str(moved), "--resume", f"--out={out}", "--steps=301"]) == 0
+
+
+def test_ctrl_c_during_the_final_save_loses_nothing(text, tmp_path, capfd, monkeypatch):
+    out = tmp_path / "run"
+    out.mkdir()
+    left = out / ".model.safetensors.0123456789ab.tmp"  # by a run that was killed
+    left.touch()
+    save = session.save_checkpoint
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*arguments)
+
+    monkeypatch.setattr(session, "save_checkpoint", interrupted)
+    assert main(["train", str(text), "--steps=20", f"--out={out}", *TINY]) == 130
+    assert Checkpoint(out / "checkpoint.safetensors").step == 20
+    assert tw.models.load(out / "model.safetensors")
+    assert not left.exists()
+    assert "stopped after the last step, 20, and saved" in capfd.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_kill_at_any_moment_of_saving_loses_no_checkpoint(trained, text, tmp_path):

@@ -38,8 +38,9 @@ class Session:
     ) -> None:
         self.trainer, self.folder, self.validation = trainer, folder, validation
         self.checkpoint_every, self.corpus = checkpoint_every, corpus
-        for left in folder.glob(f".{CHECKPOINT}.*.tmp"):  # by a run that was killed while saving
-            left.unlink()
+        for name in (CHECKPOINT, MODEL):
+            for left in folder.glob(f".{name}.*.tmp"):  # by a run that was killed while saving
+                left.unlink()
         self.log = Log(folder / LOG)
         self.log.rewind(trainer.step)
 
@@ -68,8 +69,8 @@ class Session:
                     break
                 if step.number % self.checkpoint_every == 0:
                     self.save()
-        self.save()
-        trainer.model.save(self.folder / MODEL)
+            self.save()  # still shielded: a first Ctrl-C here loses nothing either
+            trainer.model.save(self.folder / MODEL)
         return asked[0] if asked else 0
 
     def save(self) -> None:

@@ -115,6 +115,8 @@ def run(options: argparse.Namespace) -> int:
         print(
             f"stopped at step {trainer.step} and saved; "
             f"continue with: tilewright train --resume --out {shlex.quote(str(options.out))}"
+            if trainer.progress < 1
+            else f"stopped after the last step, {trainer.step}, and saved"
         )
         return 128 + stopped
     print(f"done; write text with: tilewright generate {options.out / MODEL}")
