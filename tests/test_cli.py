@@ -302,6 +302,29 @@ def test_the_demo_does_its_whole_job(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "sample.txt").read_text().startswith(demo._SAMPLE_PROMPT)
 
 
+def test_the_demo_overwrites_its_own_folder_and_no_other(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_MODEL", {"layers": 1, "heads": 2, "width": 32, "context": 32})
+    monkeypatch.setattr(demo, "_HELD_OUT", 1 << 10)
+    before = {path: path.read_bytes() for path in trained.iterdir()}
+    assert main(["demo", "--steps=1", f"--out={trained}"]) == 2
+    assert "holds checkpoint.safetensors, which is of no demo" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in trained.iterdir()} == before
+    (tmp_path / "log.jsonl").write_bytes(b'{"kind": "demo"}\n[1]\n\xff\n' + b"[" * 10**5 + b"\n")
+    assert main(["demo", "--steps=1", f"--out={tmp_path}"]) == 2
+    assert "holds log.jsonl" in capsys.readouterr().err
+    for _ in range(2):
+        assert main(["demo", "--steps=1", f"--out={tmp_path / 'new'}"]) == 0
+
+
+def test_a_folder_of_a_run_that_saved_nothing_starts_anew(trained, text, tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    for kind in ("demo", "validation"):
+        log.write(kind, 0, bits_per_byte=8.0, bytes=0)
+    assert main(["train", str(text), "--steps=2", f"--out={tmp_path}", *TINY]) == 0
+    kinds = [entry["kind"] for entry in log.entries() if entry["step"] == 0]
+    assert kinds == ["validation"]
+
+
 # Mistakes -----------------------------------------------------------------------------------------
 
 

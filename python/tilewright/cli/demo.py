@@ -36,7 +36,9 @@ from tilewright.training import (
 _HELD_OUT = 1 << 18  # bytes, in whole files
 _VALIDATION_WINDOWS = 192
 _SAMPLE_PROMPT, _SAMPLE_TOKENS = "class Parser:\n    def __init__(self, ", 600
-_INT8 = "model-int8.safetensors"
+_INT8, _REPORT, _TEXT = "model-int8.safetensors", "report.json", "sample.txt"
+_FILES = (CHECKPOINT, MODEL, LOG, PLOT, _INT8, _REPORT, _TEXT)
+_MARK = "demo"  # the kind of the log's first entry: whose folder it is
 
 # Chosen for 90 s on two cores: with the arithmetic of 1.6 million bytes at this width, widths of
 # 64, 96 and 128 came to 2.15, 2.16 and 2.35 bits per byte; with 2.4 million this one came to 1.96.
@@ -57,7 +59,10 @@ def add_parser(commands: Any) -> None:
     budget.add_argument("--steps", type=int, help="train so many steps instead: reproducible")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument(
-        "--out", type=Path, default=Path("tilewright-demo"), help="default tilewright-demo"
+        "--out",
+        type=Path,
+        default=Path("tilewright-demo"),
+        help="folder, new or a demo's (default tilewright-demo)",
     )
     parser.set_defaults(run=run)
 
@@ -66,12 +71,14 @@ def run(options: argparse.Namespace) -> int:
     """Run the demo; return 0, or 128 + the signal that stopped it."""
     out: Path = options.out
     settings = _settings(options)
+    _refuse_what_is_not_ours(out)
     corpus = hold_out(standard_library(), _HELD_OUT)
     if not corpus.held_out:
         raise CliError("this Python carries no source of its standard library to train on")
     out.mkdir(parents=True, exist_ok=True)
     for name in (CHECKPOINT, LOG):  # of the demo before
         (out / name).unlink(missing_ok=True)
+    Log(out / LOG).write(_MARK, 0)
     trainer = _trainer(corpus, settings)
     print(f"Python {platform.python_version()}: its standard library's source and documentation")
     print(describe(trainer, corpus))
@@ -84,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
     print("\nmeasuring …", flush=True)
     found = _judge(trainer, corpus, out)
-    sample_text = _sample(trainer.model, options.seed, out / "sample.txt")
+    sample_text = _sample(trainer.model, options.seed, out / _TEXT)
     drawn = loss_plot(
         out / PLOT,
         Log(out / LOG).entries(),
@@ -92,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         references=[(b.name, b.bits_per_byte) for b in found["baselines"] if b.name != "order 0"],
         final=found["float32"]["bits_per_byte"],
     )
-    _report(out / "report.json", trainer, corpus, found)
+    _report(out / _REPORT, trainer, corpus, found)
 
     print(f"\nsample (prompt {_SAMPLE_PROMPT!r}, temperature 0.7):\n")
     print("    " + sample_text.replace("\n", "\n    ") + "\n")
@@ -101,6 +108,13 @@ def run(options: argparse.Namespace) -> int:
     if not drawn:
         print(MISSING)
     return 0
+
+
+def _refuse_what_is_not_ours(out: Path) -> None:
+    """The demo overwrites what a demo wrote, and nothing else."""
+    found = [name for name in _FILES if (out / name).exists()]
+    if found and not Log(out / LOG).entries(_MARK):
+        raise CliError(f"{out} holds {found[0]}, which is of no demo: --out names another folder")
 
 
 def _settings(options: argparse.Namespace) -> Settings:

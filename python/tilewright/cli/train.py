@@ -146,6 +146,7 @@ def _start(options: argparse.Namespace) -> tuple[Trainer, Corpus]:
     with from_options():
         trainer = _trainer(options, corpus)
     options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / LOG).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     return trainer, corpus
 
 

@@ -22,16 +22,17 @@ class Log:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
     def entries(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Return what was written, of one kind or all; a line cut off by a crash doesn't count."""
+        """Return what was written, of one kind or all; a line that a crash cut off is none."""
         if not self.path.exists():
             return []
         found = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if kind in (None, entry["kind"]):
+            whole = isinstance(entry, dict) and type(entry.get("step")) is int and "kind" in entry
+            if whole and kind in (None, entry["kind"]):
                 found.append(entry)
         return found
 
