@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import runpy
@@ -13,6 +14,7 @@ import types
 import pytest
 
 import tilewright as tw
+from tilewright import _core
 from tilewright.registry import OPS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -184,8 +186,31 @@ def flags_of_levels():
     }
 
 
+def objects_of_trees(trees):
+    """Objects of csrc/simd in these build trees, all of them: every source at every level."""
+    wanted = {
+        (level, source.name)
+        for level, compiled, *_ in _core.isa_levels()
+        for source in (ROOT / "csrc/simd").glob("*.cc")
+        if compiled and (level != "neon_dot" or source.name == "qgemm_dot.cc")
+    }
+    found = []
+    for tree in trees:
+        objects = list((ROOT / "build" / tree / "CMakeFiles").glob("tilewright_simd_*.dir/**/*.o"))
+        levels = [re.search(r"tilewright_simd_(\w+)\.dir", str(path))[1] for path in objects]
+        missing = wanted - {(n, p.stem) for n, p in zip(levels, objects, strict=True)}
+        assert not missing, f"build/{tree} lacks objects of {sorted(missing)}"
+        found += objects
+    return found
+
+
 def simd_objects(folder):
-    """Objects of csrc/simd: of every build tree, else some compiled for this test."""
+    """Objects of csrc/simd: of the build trees in TILEWRIGHT_TEST_TREES, which must be complete.
+
+    Without that variable of every build tree there is, else some compiled for this test.
+    """
+    if trees := os.environ.get("TILEWRIGHT_TEST_TREES", "").split():
+        return objects_of_trees(trees)
     built = list((ROOT / "build").glob("*/CMakeFiles/tilewright_simd_*.dir/**/*.o"))
     if built:
         return built
@@ -209,6 +234,11 @@ def simd_objects(folder):
         command = [compiler, *common, *flags[level], "-c", source, "-o", made[-1]]
         subprocess.run(command, check=True, timeout=300)
     return made
+
+
+def test_a_build_tree_without_a_level_is_no_proof():
+    with pytest.raises(AssertionError, match=r"build/none lacks objects of .*'generic'"):
+        objects_of_trees(["none"])
 
 
 def test_no_weak_symbols_leave_the_simd_objects(tmp_path):
