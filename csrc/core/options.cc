@@ -3,11 +3,12 @@
 #include <atomic>
 
 #include "core/check.h"
+#include "core/parallel.h"
 
 namespace tilewright {
 namespace {
 
-thread_local Options t_options;
+thread_local CallOptions t_options;
 std::atomic<Precision> g_precision{Precision::highest};
 std::atomic<bool> g_batch_invariant{true};
 
@@ -15,15 +16,17 @@ constexpr Precision kPrecisions[] = {Precision::highest, Precision::high, Precis
 
 }  // namespace
 
-const Options& context_options() {
+const CallOptions& call_options() {
   return t_options;
 }
-
-OptionScope::OptionScope(const Options& options) : before_(t_options) {
+void set_call_options(const CallOptions& options) {
   t_options = options;
 }
-OptionScope::~OptionScope() {
-  t_options = before_;
+
+void check_option_threads(int n) {
+  if (n >= 1 && n <= kMaxThreads) return;
+  throw ShapeError("options: threads must be in 1.." + std::to_string(kMaxThreads) + ", got " +
+                   std::to_string(n));
 }
 
 Precision precision() {

@@ -50,7 +50,7 @@ struct Region {
   int64_t tasks;
   void (*call)(const void*, int64_t);
   const void* context;
-  Options options;  // of the caller: its workers' too
+  CallOptions options;  // of the caller: its workers' too
   std::atomic<int64_t> next{0};
   std::atomic<bool> cancelled{false};
   std::mutex error_mutex;
@@ -138,7 +138,7 @@ class Pool {
       if (!take_place()) continue;
       spin_.store(max_spin_, std::memory_order_relaxed);  // it came in time: more may follow
       {
-        const OptionScope scope(region_->options);
+        const CallScope scope(region_->options);
         region_->work();
       }
       left_.fetch_add(1, std::memory_order_release);
@@ -218,7 +218,7 @@ int default_num_threads() {
 }
 
 int num_threads() {
-  if (const int here = context_options().threads) return here;
+  if (const int here = call_options().threads) return here;
   int n = g_threads.load(std::memory_order_relaxed);
   if (n == 0) g_threads.store(n = default_num_threads());
   return n;
@@ -238,7 +238,7 @@ void set_poll(int (*poll)()) {
 namespace detail {
 
 void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context) {
-  Region region{tasks, call, context, context_options()};
+  Region region{tasks, call, context, call_options()};
   const int threads = int(std::min<int64_t>(tasks, num_threads()));
   if (threads > 1 && pool().try_run(region, threads)) {
     Trace::region(tasks, threads);

@@ -6,27 +6,17 @@
 //                        place where the library prints, and only when asked to
 //
 // A front door makes a Trace; the algorithms below name the kernel they chose and say why
-// (Trace::kernel, detail, note, fallback).
+// (Trace::kernel, detail, note, fallback). What is read of it: tilewright/stats.h.
 #pragma once
 #include <stdint.h>
 
 #include <chrono>
-#include <deque>
 #include <memory>
 #include <string>
-#include <utility>
-#include <vector>
+
+#include "tilewright/stats.h"
 
 namespace tilewright {
-
-struct CallRecord {
-  std::string op, kernel, isa, shape;
-  std::vector<std::pair<std::string, std::string>> details;  // tile, blocking: name, value
-  std::vector<std::string> notes;                            // why something faster was not taken
-  int threads = 1;                                           // of the widest parallel region
-  int64_t tasks = 0;                                         // of that region; 0: there was none
-  double microseconds = 0;
-};
 
 class Trace {
  public:
@@ -65,26 +55,5 @@ class Trace {
   std::unique_ptr<CallRecord> own_;  // for the CSV line
   std::chrono::steady_clock::time_point start_;
 };
-
-// While it lives, the calls of this thread are described in `calls`.
-class Recording {
- public:
-  Recording();
-  ~Recording();
-  Recording(const Recording&) = delete;
-  Recording& operator=(const Recording&) = delete;
-  std::deque<CallRecord> calls;
-
- private:
-  Recording* outer_;
-};
-
-struct CallCount {
-  const char *op, *kernel, *isa;  // of a fallback: `kernel` is the reason, `isa` is ""
-  int64_t count;
-};
-// The same names may come more than once: add their counts up.
-std::vector<CallCount> call_counts();
-std::vector<CallCount> fallback_counts();
 
 }  // namespace tilewright

@@ -114,7 +114,7 @@ const KernelTable& kernels_of(const std::string& name) {
 }
 
 const KernelTable& kernels() {
-  if (const KernelTable* here = context_options().kernels) return *here;
+  if (const KernelTable* here = call_options().kernels) return *here;
   const KernelTable* t = g_active.load(std::memory_order_acquire);
   if (!t) g_active.store(t = &select(env::get("TILEWRIGHT_ISA")));
   return *t;

@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <string>
 #include <unordered_set>
+#include <utility>
 
+#include "core/check.h"
 #include "core/dtype.h"
 #include "core/parallel.h"
 #include "cpu/quantize.h"
+#include "tilewright/ops.h"
 
 namespace tilewright {
 namespace {
@@ -60,75 +64,108 @@ void store_rows(const Matrix& from, int64_t rows, int64_t dims, const attention:
   }
 }
 
+// 0 <= i < count, else ShapeError; `what` names the call and the argument.
+void check_index(const char* what, int64_t i, int64_t count) {
+  if (i >= 0 && i < count) return;
+  throw ShapeError(std::string(what) + " must lie between 0 and " + std::to_string(count - 1) +
+                   ", got " + std::to_string(i));
+}
+
 }  // namespace
 
+KVSnapshot::KVSnapshot(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+
 PagedKeys KVSnapshot::paged() const& {
-  PagedKeys k = layout_;
-  k.pages = pages_.data();
-  k.stride = lengths_.empty() ? 0 : int64_t(pages_.size() / lengths_.size());
+  const State& s = *state_;
+  PagedKeys k = s.layout;
+  k.pages = s.pages.data();
+  k.stride = s.lengths.empty() ? 0 : int64_t(s.pages.size() / s.lengths.size());
   return k;
 }
 
 View KVSnapshot::lengths() const& {
+  const std::vector<int64_t>& lengths = state_->lengths;
   View v;
-  v.data = const_cast<int64_t*>(lengths_.data());
+  v.data = const_cast<int64_t*>(lengths.data());
   v.dtype = DType::s64, v.present = true;
-  v.rank = 1, v.shape[0] = int64_t(lengths_.size()), v.stride[0] = 1;
+  v.rank = 1, v.shape[0] = int64_t(lengths.size()), v.stride[0] = 1;
   return v;
 }
 
 int64_t KVSnapshot::longest() const {
-  return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
+  const std::vector<int64_t>& lengths = state_->lengths;
+  return lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
 }
 
-KVCache::KVCache(const KVShape& shape)
-    : shape_(shape), layout_{}, sequences_(size_t(shape.layers * shape.batch)) {
-  shape_.page = std::min(shape.page, std::max<int64_t>(shape.max_tokens, 1));
-  const int64_t rows = shape_.heads * shape_.page;
-  const int64_t values = aligned(rows * shape_.head_dim * dtype_size(shape_.dtype));
-  const int64_t scales = shape_.dtype == DType::s8 ? aligned(rows * 4) : 0;
-  layout_.tokens = shape_.page, layout_.heads = shape_.heads, layout_.dims = shape_.head_dim;
-  layout_.dtype = shape_.dtype;
-  layout_.value = values;
-  layout_.scale[0] = 2 * values, layout_.scale[1] = 2 * values + scales;
-  page_bytes_ = 2 * (values + scales);
+KVCache::State::State(const KVShape& wanted)
+    : shape(wanted), layout{}, sequences(size_t(wanted.layers * wanted.batch)) {
+  shape.page = std::min(shape.page, std::max<int64_t>(shape.max_tokens, 1));
+  const int64_t rows = shape.heads * shape.page;
+  const int64_t values = aligned(rows * shape.head_dim * dtype_size(shape.dtype));
+  const int64_t scales = shape.dtype == DType::s8 ? aligned(rows * 4) : 0;
+  layout.tokens = shape.page, layout.heads = shape.heads, layout.dims = shape.head_dim;
+  layout.dtype = shape.dtype;
+  layout.value = values;
+  layout.scale[0] = 2 * values, layout.scale[1] = 2 * values + scales;
+  page_bytes = 2 * (values + scales);
+}
+
+KVCache::KVCache(const KVShape& shape) {
+  check_sizes(shape);
+  state_ = std::make_unique<State>(shape);
+}
+KVCache::KVCache(KVCache&&) noexcept = default;
+KVCache& KVCache::operator=(KVCache&&) noexcept = default;
+KVCache::~KVCache() = default;
+
+const KVShape& KVCache::shape() const {
+  return state_->shape;
+}
+
+int64_t KVCache::length(int64_t layer, int64_t b) const {
+  check_index("KVCache.length: layer", layer, shape().layers);
+  check_index("KVCache.length: b", b, shape().batch);
+  return state_->at(layer, b).length;
 }
 
 KVSnapshot KVCache::snapshot(int64_t layer) const {
-  KVSnapshot s;
-  s.layout_ = layout_;
+  check_index("KVCache.snapshot: layer", layer, shape().layers);
+  auto made = std::make_shared<KVSnapshot::State>();
+  KVSnapshot::State& s = *made;
+  s.layout = state_->layout;
   size_t most = 0;
-  for (int64_t b = 0; b < shape_.batch; ++b) most = std::max(most, at(layer, b).pages.size());
-  s.pages_.assign(most * size_t(shape_.batch), nullptr);
-  for (int64_t b = 0; b < shape_.batch; ++b) {
-    const Sequence& from = at(layer, b);
-    s.lengths_.push_back(from.length);
-    s.held_.insert(s.held_.end(), from.pages.begin(), from.pages.end());
+  for (int64_t b = 0; b < shape().batch; ++b)
+    most = std::max(most, state_->at(layer, b).pages.size());
+  s.pages.assign(most * size_t(shape().batch), nullptr);
+  for (int64_t b = 0; b < shape().batch; ++b) {
+    const State::Sequence& from = state_->at(layer, b);
+    s.lengths.push_back(from.length);
+    s.held.insert(s.held.end(), from.pages.begin(), from.pages.end());
     for (size_t j = 0; j < from.pages.size(); ++j) {
-      s.pages_[size_t(b) * most + j] = from.pages[j].get();
+      s.pages[size_t(b) * most + j] = from.pages[j].get();
     }
   }
-  return s;
+  return KVSnapshot(std::move(made));
 }
 
 int64_t KVCache::nbytes() const {
   std::unordered_set<const char*> distinct;
-  for (const Sequence& s : sequences_) {
+  for (const State::Sequence& s : state_->sequences) {
     for (const KVPage& page : s.pages) distinct.insert(page.get());
   }
-  return int64_t(distinct.size()) * page_bytes_;
+  return int64_t(distinct.size()) * state_->page_bytes;
 }
 
 KVCache::Append KVCache::plan(int64_t layer, int64_t tokens) const {
   Append append{layer, tokens, {}};
-  for (int64_t b = 0; b < shape_.batch; ++b) {
-    const Sequence& s = at(layer, b);
+  for (int64_t b = 0; b < shape().batch; ++b) {
+    const State::Sequence& s = state_->at(layer, b);
     Append::Sequence planned{s.length, {}, nullptr};
-    const auto first = size_t(s.length / shape_.page);
-    const auto end = size_t(attention::divide_up(s.length + tokens, shape_.page));
+    const auto first = size_t(s.length / shape().page);
+    const auto end = size_t(attention::divide_up(s.length + tokens, shape().page));
     for (size_t j = first; tokens && j < end; ++j) {
       const bool begun = j < s.pages.size(), ours = begun && is_ours(s.pages[j]);
-      planned.pages.push_back(ours ? s.pages[j] : new_page(page_bytes_));
+      planned.pages.push_back(ours ? s.pages[j] : new_page(state_->page_bytes));
       if (begun && !ours) planned.shared = s.pages[j];
     }
     append.sequences.push_back(std::move(planned));
@@ -144,7 +181,7 @@ void KVCache::fill(const Append& append, const View& k, const View& v,
     size_t page;
   };
   std::vector<Task> tasks;
-  for (int64_t b = 0; b < shape_.batch; ++b) {
+  for (int64_t b = 0; b < shape().batch; ++b) {
     const size_t count = append.sequences[size_t(b)].pages.size();
     for (size_t j = 0; j < count; ++j) tasks.push_back({b, j});
   }
@@ -153,30 +190,31 @@ void KVCache::fill(const Append& append, const View& k, const View& v,
     const auto [b, j] = tasks[size_t(index)];
     const Append::Sequence& s = append.sequences[size_t(b)];
     char* page = s.pages[j].get();
-    if (j == 0 && s.shared) std::memcpy(page, s.shared.get(), size_t(page_bytes_));
-    const int64_t begin = (s.length / shape_.page + int64_t(j)) * shape_.page;
+    if (j == 0 && s.shared) std::memcpy(page, s.shared.get(), size_t(state_->page_bytes));
+    const int64_t begin = (s.length / shape().page + int64_t(j)) * shape().page;
     const int64_t first = std::max(begin, s.length);
-    const int64_t end = std::min(begin + shape_.page, s.length + append.tokens);
+    const int64_t end = std::min(begin + shape().page, s.length + append.tokens);
     for (const bool value : {false, true}) {
-      for (int64_t h = 0; h < shape_.heads; ++h) {
+      for (int64_t h = 0; h < shape().heads; ++h) {
         const Matrix from =
             attention::from_row(attention::head_matrix(value ? v : k, b, h), first - s.length);
-        store_rows(from, end - first, shape_.head_dim,
-                   attention::rows_in_page(layout_, value, page, h, first - begin), table.quantize);
+        store_rows(from, end - first, shape().head_dim,
+                   attention::rows_in_page(state_->layout, value, page, h, first - begin),
+                   table.quantize);
       }
     }
   });
 }
 
 bool KVCache::commit(const Append& append) {
-  for (int64_t b = 0; b < shape_.batch; ++b) {
-    if (at(append.layer, b).length != append.sequences[size_t(b)].length) return false;
+  for (int64_t b = 0; b < shape().batch; ++b) {
+    if (state_->at(append.layer, b).length != append.sequences[size_t(b)].length) return false;
   }
-  for (int64_t b = 0; b < shape_.batch; ++b) {
-    Sequence& s = at(append.layer, b);
+  for (int64_t b = 0; b < shape().batch; ++b) {
+    State::Sequence& s = state_->at(append.layer, b);
     const Append::Sequence& planned = append.sequences[size_t(b)];
     if (planned.pages.empty()) continue;
-    s.pages.resize(size_t(s.length / shape_.page));
+    s.pages.resize(size_t(s.length / shape().page));
     s.pages.insert(s.pages.end(), planned.pages.begin(), planned.pages.end());
     s.length += append.tokens;
   }
@@ -184,19 +222,23 @@ bool KVCache::commit(const Append& append) {
 }
 
 void KVCache::truncate(int64_t b, int64_t n) {
-  for (int64_t layer = 0; layer < shape_.layers; ++layer) {
-    Sequence& s = at(layer, b);
+  check_index("KVCache.truncate: b", b, shape().batch);
+  if (n < 0) throw ShapeError("KVCache.truncate: n must not be negative, got " + std::to_string(n));
+  for (int64_t layer = 0; layer < shape().layers; ++layer) {
+    State::Sequence& s = state_->at(layer, b);
     s.length = std::min(s.length, n);
-    s.pages.resize(size_t(attention::divide_up(s.length, shape_.page)));
+    s.pages.resize(size_t(attention::divide_up(s.length, shape().page)));
   }
 }
 
 KVCache KVCache::fork(const std::vector<int64_t>& sequences) const {
-  KVShape shape = shape_;
+  for (const int64_t b : sequences) check_index("KVCache.fork: sequences", b, shape().batch);
+  KVShape shape = state_->shape;
   shape.batch = int64_t(sequences.size());
   KVCache made(shape);
-  for (int64_t layer = 0; layer < shape_.layers; ++layer) {
-    for (int64_t b = 0; b < shape.batch; ++b) made.at(layer, b) = at(layer, sequences[size_t(b)]);
+  for (int64_t layer = 0; layer < shape.layers; ++layer) {
+    for (int64_t b = 0; b < shape.batch; ++b)
+      made.state_->at(layer, b) = state_->at(layer, sequences[size_t(b)]);
   }
   return made;
 }

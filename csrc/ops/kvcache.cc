@@ -14,10 +14,17 @@ namespace {
 
 constexpr int64_t kMost = int64_t{1} << 20;  // products of three such sizes stay below 2^63
 
+void check_dtype(const Check& check, DType dtype) {
+  if (is_float(dtype) || dtype == DType::s8) return;
+  check.dtype_error(std::string("dtype must be float32, bfloat16, float16 or int8, got ") +
+                    dtype_name(dtype));
+}
+
 }  // namespace
 
 void check_sizes(const KVShape& s) {
   const Check check{"KVCache"};
+  check_dtype(check, s.dtype);
   const struct {
     const char* name;
     int64_t value, least, most;
@@ -63,6 +70,10 @@ void run(const KVAppend& op) {
   const KVCache::Append append = op.cache->plan(op.layer, op.k.shape[2]);
   op.cache->fill(append, op.k, op.v, table);
   op.cache->commit(append);
+}
+
+void KVCache::append(int64_t layer, const View& k, const View& v) {
+  run(KVAppend{this, layer, k, v});
 }
 
 }  // namespace tilewright

@@ -4,7 +4,6 @@
 
 #include <string>
 
-#include "core/check.h"
 #include "core/parallel.h"
 #include "cpu/isa.h"
 #include "python/module.h"
@@ -19,16 +18,12 @@ namespace {
 
 PyObject* g_variable = nullptr;  // ContextVar[Options]
 
-void check_threads(const char* op, int n) {
-  if (n >= 1 && n <= kMaxThreads) return;
-  throw ShapeError(std::string(op) + ": threads must be in 1.." + std::to_string(kMaxThreads) +
-                   ", got " + std::to_string(n));
-}
-
 // What is given, in the place of what `made` says.
-Options merge(Options made, std::optional<int> threads, const std::optional<std::string>& isa,
-              const std::optional<std::string>& precision, std::optional<bool> batch_invariant) {
-  if (threads) check_threads("options", made.threads = *threads);
+CallOptions merge(CallOptions made, std::optional<int> threads,
+                  const std::optional<std::string>& isa,
+                  const std::optional<std::string>& precision,
+                  std::optional<bool> batch_invariant) {
+  if (threads) check_option_threads(made.threads = *threads);
   if (isa) made.kernels = &kernels_of(*isa);
   if (precision) made.precision = precision_of(*precision);
   if (batch_invariant) made.batch_invariant = *batch_invariant ? Choice::yes : Choice::no;
@@ -54,7 +49,7 @@ void leave_options(const py::object& token) {
 // For the process; nothing is set when one value is impossible.
 void set_options(std::optional<int> threads, const std::optional<std::string>& isa,
                  const std::optional<std::string>& precision, std::optional<bool> batch_invariant) {
-  const Options checked = merge({}, threads, isa, precision, batch_invariant);
+  const CallOptions checked = merge({}, threads, isa, precision, batch_invariant);
   if (threads) set_num_threads(*threads);
   if (isa) set_isa(*isa);
   if (precision) set_precision(checked.precision);
@@ -73,15 +68,15 @@ py::dict effective_options() {
 
 }  // namespace
 
-Options current_options() {
+CallOptions current_options() {
   PyObject* value = nullptr;
   if (PyContextVar_Get(g_variable, nullptr, &value) < 0) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value).cast<Options>();
+  return py::reinterpret_steal<py::object>(value).cast<CallOptions>();
 }
 
 void register_context(py::module_& m) {
-  py::class_<Options>(m, "Options", "what a context of tw.options says");
-  g_variable = PyContextVar_New("tilewright_options", py::cast(Options{}).release().ptr());
+  py::class_<CallOptions>(m, "Options", "what a context of tw.options says");
+  g_variable = PyContextVar_New("tilewright_options", py::cast(CallOptions{}).release().ptr());
   if (!g_variable) throw py::error_already_set();
   m.def("enter_options", &enter_options, py::arg("threads"), py::arg("isa"), py::arg("precision"),
         py::arg("batch_invariant"), "a token for leave_options");

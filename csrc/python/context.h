@@ -1,5 +1,5 @@
 // tw.options reaches the kernels here: the options of Python's current context (a ContextVar), as an
-// OptionScope around one call.
+// CallScope around one call.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -10,7 +10,7 @@
 
 namespace tilewright::python {
 
-Options current_options();                // needs the GIL
+CallOptions current_options();            // needs the GIL
 extern std::atomic<bool> g_options_used;  // false until tw.options is used: calls don't look before
 
 // Around whatever depends on threads, ISA level or precision.
@@ -21,7 +21,7 @@ class ContextScope {
   }
 
  private:
-  std::optional<OptionScope> scope_;
+  std::optional<CallScope> scope_;
 };
 
 // py::gil_scoped_release without its look-up of pybind11's internals.

@@ -58,7 +58,6 @@ KVCache make(int64_t layers, int64_t batch, int64_t heads_kv, int64_t head_dim, 
     Check{"KVCache"}.dtype_error("dtype must be 'float32', 'bfloat16', 'float16' or 'int8', got '" +
                                  dtype + "'");
   }
-  check_sizes(shape);
   return KVCache(shape);
 }
 

@@ -1,17 +1,14 @@
 // The int8 ops, and right-hand sides packed once (float too: one class serves both families).
 #include "ops/qgemm.h"
 
-#include <memory>
-
 #include "core/check.h"
 #include "core/dtype.h"
 #include "cpu/gemm.h"
-#include "cpu/isa.h"
-#include "ops/batch.h"
 #include "python/arrays.h"
 #include "python/context.h"
 #include "python/module.h"
 #include "python/product.h"
+#include "tilewright/pack.h"
 
 namespace py = pybind11;
 
@@ -89,36 +86,22 @@ py::object qmatmul(const View& a, const View& scale_a, const View& offset_a, con
 }
 
 // b (K, N): float or int8.
-std::unique_ptr<PackedMatrix> pack(const View& b) {
-  const Check check{"pack"};
-  check.dtype("b", b, {DType::f32, DType::bf16, DType::f16, DType::s8});
-  if (b.rank != 2) check.shape_error("b must have 2 axes, (K, N), got shape " + format_shape(b));
+PackedMatrix pack(const View& b) {
   const KernelCall scope;
-  const KernelTable& table = kernels();
-  return std::make_unique<PackedMatrix>(
-      Matrix{b.data, b.dtype, b.stride[0], b.stride[1]}, b.shape[0], b.shape[1],
-      b.dtype == DType::s8 ? table.gemm_s8 : table.gemm_f32, table.isa);
+  return packed_matrix(b);
 }
 
-std::unique_ptr<PackedMatrix> pack_quantized(const py::object& qb) {
+PackedMatrix pack_quantized(const py::object& qb) {
   QuantizedView b;
   const PackedMatrix* packed = nullptr;
   load_weights(qb, b, packed);
-  check_view(Check{"pack"}, "b", b);
   const KernelCall scope;
-  const KernelTable& table = kernels();
-  return std::make_unique<PackedMatrix>(b, table.gemm_s8, table.isa, true);
+  return packed_matrix(b);
 }
 
 // The floats (K, N) that a packed quantized matrix stands for.
 void unpack_floats(const PackedMatrix& b, const View& out) {
-  const Check check{"dequantize"};
-  if (!b.bits) check.dtype_error("q must be packed from a QuantizedArray");
-  const KernelTable& table = kernels();
-  check_packed_level(check, &b, table.isa, "q");
-  check.output("out", out, {DType::f32});
-  check.shape("out", out, {b.K, b.N}, "for the packed matrix");
-  unpack(b, table.weights, table.gemm_f32, out);
+  unpack(b, out);
 }
 
 }  // namespace

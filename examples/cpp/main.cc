@@ -1,5 +1,6 @@
-// tilewright from C++: a product with bias and GELU, layernorm, causal attention and an int8
-// product, each checked against a plain loop in double precision.
+// tilewright from C++: a product with bias and GELU, layernorm, causal attention, an int8 product,
+// packed weights (float32 and 4 bits), decoding over a KVCache, and options of a scope; each checked
+// against a plain loop in double precision.
 #include <tilewright/tilewright.h>
 
 #include <cmath>
@@ -141,6 +142,133 @@ void int8_product() {
   report("int8", error, 0);
 }
 
+// y = x w, the weights packed once: as they are, and in 4 bits with a scale for every 16 rows.
+void packed_weights() {
+  const int64_t M = 3, K = 70, N = 41, group = 16, groups = (K + group - 1) / group;
+  const Floats x = normal(M * K), w = normal(K * N);
+  Floats y(M * N);
+  const tw::Packed weights = tw::pack(tw::view_of(w.data(), {K, N}));
+  tw::Matmul op;
+  op.a = tw::view_of(x.data(), {M, K});
+  op.packed = weights.get();
+  op.out = tw::view_of(y.data(), {M, N});
+  tw::run(op);
+  const auto error_of = [&](const Floats& right) {
+    double error = 0;
+    for (int64_t i = 0; i < M; ++i) {
+      for (int64_t j = 0; j < N; ++j) {
+        double want = 0;
+        for (int64_t k = 0; k < K; ++k) want += double(x[i * K + k]) * right[k * N + j];
+        error = worse(error, y[i * N + j], want);
+      }
+    }
+    return error;
+  };
+  report("packed", error_of(w), 1e-4);
+
+  Bytes q(K * N);  // one weight a byte; two of them go into each byte of `nibbles`
+  Floats scale(groups * N);
+  tw::Quantize quantize;
+  quantize.x = tw::view_of(w.data(), {K, N});
+  quantize.axis = 1, quantize.along = 0, quantize.group = group, quantize.bits = 4;
+  quantize.data = tw::view_of(q.data(), {K, N});
+  quantize.scale = tw::view_of(scale.data(), {groups, N});
+  tw::run(quantize);
+  Bytes nibbles((K + 1) / 2 * N);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t j = 0; j < N; ++j) {
+      nibbles[k / 2 * N + j] |= static_cast<int8_t>((q[k * N + j] & 15) << 4 * (k % 2));
+    }
+  }
+  tw::QuantizedView view;
+  view.data = tw::view_of(nibbles.data(), {(K + 1) / 2, N});
+  view.scale = quantize.scale;
+  view.bits = 4, view.K = K, view.group = group;
+  const tw::Packed small = tw::pack(view);
+  Floats stands_for(K * N);
+  tw::unpack(*small, tw::view_of(stands_for.data(), {K, N}));
+  double error = 0;
+  for (int64_t i = 0; i < K * N; ++i) {
+    error = worse(error, stands_for[i], double(q[i]) * scale[i / N / group * N + i % N]);
+  }
+  report("unpack", error, 1e-6);
+  tw::QuantizedMatmul product;
+  product.a = op.a, product.out = op.out;
+  product.packed = small.get();
+  product.compute = tw::Compute::floats;
+  tw::run(product);
+  report("4 bits", error_of(stands_for), 1e-4);
+}
+
+// A prompt of 5 tokens, then one at a time: what the last token sees is what it would see in one
+// call. A fork goes on from the prompt without copying it.
+void decoding() {
+  const int64_t T = 9, prompt = 5, heads = 2, D = 16;
+  const Floats q = normal(heads * D), k = normal(heads * T * D), v = normal(heads * T * D);
+  const auto tokens = [&](const Floats& x, int64_t first, int64_t count) {
+    tw::View part = tw::view_of(x.data() + first * D, {1, heads, count, D});
+    part.stride[1] = T * D;  // x is (heads, T, D)
+    return part;
+  };
+  tw::KVShape shape{.layers = 1, .batch = 1, .heads = heads, .head_dim = D, .max_tokens = T};
+  shape.dtype = tw::DType::f32;
+  tw::KVCache cache(shape);
+  cache.append(0, tokens(k, 0, prompt), tokens(v, 0, prompt));
+  tw::KVCache other = cache.fork({0});
+  for (int64_t t = prompt; t < T; ++t) other.append(0, tokens(k, t, 1), tokens(v, t, 1));
+  Floats out(heads * D);
+  const tw::KVSnapshot keys = other.snapshot(0);
+  tw::Attention op;
+  op.q = tw::view_of(q.data(), {1, heads, 1, D});
+  op.cache = &keys;
+  op.out = tw::view_of(out.data(), {1, heads, 1, D});
+  op.scores.scale = 1 / std::sqrt(float(D));
+  tw::run(op);
+  double error = cache.length(0, 0) == prompt && other.length(0, 0) == T ? 0 : 1;
+  for (int64_t h = 0; h < heads; ++h) {
+    std::vector<double> want(D);
+    double sum = 0;
+    for (int64_t j = h * T; j < (h + 1) * T; ++j) {
+      double score = 0;
+      for (int64_t d = 0; d < D; ++d) score += double(q[h * D + d]) * k[j * D + d];
+      const double weight = std::exp(score * op.scores.scale);
+      sum += weight;
+      for (int64_t d = 0; d < D; ++d) want[d] += weight * v[j * D + d];
+    }
+    for (int64_t d = 0; d < D; ++d) error = worse(error, out[h * D + d], want[d] / sum);
+  }
+  report("decoding", error, 1e-5);
+}
+
+// On one thread and at the lowest ISA level, for this scope; the recording says what ran.
+void options() {
+  const int64_t M = 64, K = 300, N = 200;
+  const Floats a = normal(M * K), b = normal(K * N);
+  Floats y(M * N);
+  tw::Matmul op;
+  op.a = tw::view_of(a.data(), {M, K});
+  op.b = tw::view_of(b.data(), {K, N});
+  op.out = tw::view_of(y.data(), {M, N});
+  tw::Recording recording;
+  {
+    const tw::OptionScope scope({.threads = 1, .isa = "generic", .precision = tw::Precision::high});
+    tw::run(op);
+    g_failures += tw::precision() != tw::Precision::high;
+  }
+  g_failures += tw::precision() != tw::Precision::highest;
+  const tw::CallRecord& call = recording.calls.front();
+  std::printf("%-10s %s: %s at %s, %d thread\n", "recorded", call.op.c_str(), call.kernel.c_str(),
+              call.isa.c_str(), call.threads);
+  g_failures += call.isa != "generic" || call.threads != 1;
+  double error = 0;
+  for (int64_t i = 0; i < M * N; ++i) {
+    double want = 0;
+    for (int64_t k = 0; k < K; ++k) want += double(a[i / N * K + k]) * b[k * N + i % N];
+    error = worse(error, y[i], want);
+  }
+  report("options", error, 1e-3);
+}
+
 // Wrong arguments throw, and say what is wrong.
 void errors() {
   Floats x(6), y(6);
@@ -165,6 +293,9 @@ int main() {
   layernorm();
   attention();
   int8_product();
+  packed_weights();
+  decoding();
+  options();
   errors();
   return g_failures;
 }

@@ -2,11 +2,14 @@
 // nothing outside of an array is read or written, and every element of the output is.
 // What the values are, the Python tests check.
 #include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
 
 #include "core/check.h"
 #include "guarded.h"
 #include "test.h"
-#include "tilewright/ops.h"
+#include "tilewright/tilewright.h"
 
 using namespace tilewright;
 using test::Against;
@@ -400,4 +403,136 @@ TEST(attention_stays_inside) {
     }
     attention_of(t, at, 131, 16, {});  // more than a block of keys
   });
+}
+
+TEST(packed_right_hand_sides_are_those_of_the_call) {
+  test::for_each_level([](const KernelTable& table) {
+    for (const DType t : {DType::f32, DType::bf16, DType::f16}) {
+      const Operand a(t, {5, 37}), b(t, {37, 19}, Against::start, 2);
+      const Output y(DType::f32, {5, 19}, Against::end), z(DType::f32, {5, 19}, Against::end);
+      Matmul op;
+      op.a = a.view, op.b = b.view, op.out = y.view;
+      run(op);
+      const Packed packed = pack(b.view);
+      op.b = {}, op.packed = packed.get(), op.out = z.view;
+      run(op);
+      CHECK(!std::memcmp(y.view.data, z.view.data, 5 * 19 * 4));
+      const PackedInfo about = info(*packed);
+      CHECK(about.K == 37 && about.N == 19 && about.dtype == t && about.bits == 0);
+      CHECK(about.isa == table.isa && about.nbytes >= 37 * 19 * dtype_size(t));
+      CHECK_THROWS(DtypeError, "dequantize: q must be packed", unpack(*packed, z.view));
+    }
+    const Operand a(DType::s8, {3, 10}), b(DType::s8, {10, 6});
+    const Operand out(DType::s32, {3, 6});
+    const Packed packed = pack(b.view);
+    Int8Matmul op;
+    op.a = a.view, op.packed = packed.get(), op.out = out.view;
+    run(op);
+    Matmul floats;
+    floats.a = Operand(DType::f32, {3, 10}).view, floats.packed = packed.get();
+    CHECK_THROWS(DtypeError, "matmul: b must be packed from floats", run(floats));
+  });
+}
+
+TEST(packed_weights_stand_for_their_floats) {
+  test::for_each_level([](const KernelTable&) {
+    for (const int bits : {8, 4}) {
+      const int64_t K = 11, N = 18, group = bits == 4 ? 4 : 0;
+      const Operand data(DType::s8, {bits == 4 ? 6 : K, N}), scales(DType::f32, {3, N});
+      const Operand scale(DType::f32, {N}), a(DType::f32, {2, K});
+      QuantizedView b;
+      b.data = data.view, b.scale = group ? scales.view : scale.view;
+      b.bits = bits, b.K = K, b.group = group;
+      const Packed packed = pack(b);
+      CHECK(info(*packed).bits == bits && info(*packed).K == K);
+      const Output w(DType::f32, {K, N}, Against::end);
+      unpack(*packed, w.view);
+      const Output y(DType::f32, {2, N}, Against::end), z(DType::f32, {2, N}, Against::end);
+      Matmul product;
+      product.a = a.view, product.b = w.view, product.out = y.view;
+      run(product);
+      QuantizedMatmul op;
+      op.a = a.view, op.packed = packed.get(), op.out = z.view;
+      op.compute = Compute::floats;
+      run(op);
+      CHECK(!std::memcmp(y.view.data, z.view.data, size_t(2 * N) * 4));
+      CHECK_THROWS(ShapeError, "dequantize: out must have shape", unpack(*packed, y.view));
+      b.bits = 5;
+      CHECK_THROWS(UnsupportedError, "pack: b must have 4 or 8 bits", pack(b));
+    }
+  });
+}
+
+TEST(pack_refuses_what_it_cannot_pack) {
+  CHECK_THROWS(ShapeError, "pack: b must have 2 axes", pack(Operand(DType::f32, {3, 4, 5}).view));
+  CHECK_THROWS(DtypeError, "pack: b must be", pack(Operand(DType::s32, {3, 4}).view));
+  CHECK_THROWS(DtypeError, "pack: b", pack(View{}));
+  const Operand a(DType::f32, {2, 3}), b(DType::f32, {3, 4}), out(DType::f32, {2, 4});
+  set_isa("generic");
+  const Packed packed = pack(b.view);
+  set_isa("");
+  Matmul op;
+  op.a = a.view, op.packed = packed.get(), op.out = out.view;
+  if (isa_levels()[0].active) return;  // nothing but generic here
+  CHECK_THROWS(UnsupportedError, "was packed for ISA level generic", run(op));
+  const OptionScope scope({.isa = "generic"});
+  run(op);
+}
+
+TEST(a_cache_from_outside) {
+  const Operand k(DType::f32, {2, 1, 3, 4}), v(DType::bf16, {2, 1, 3, 4}),
+      q(DType::f32, {2, 2, 1, 4});
+  KVShape shape{.layers = 2, .batch = 2, .heads = 1, .head_dim = 4, .max_tokens = 8};
+  CHECK(shape.page == 128 && shape.dtype == DType::bf16);
+  KVCache cache(shape);
+  cache.append(1, k.view, v.view);
+  cache.append(1, k.view, v.view);
+  KVCache other = cache.fork({1, 0, 1});
+  other.truncate(0, 2);
+  CHECK(cache.length(1, 0) == 6 && other.length(1, 0) == 2 && other.length(1, 2) == 6);
+  const KVSnapshot keys = cache.snapshot(1);
+  cache = std::move(other);
+  CHECK(cache.shape().batch == 3 && keys.longest() == 6 && keys.lengths().shape[0] == 2);
+  Attention op;
+  const Output out(DType::f32, {2, 2, 1, 4}, Against::end);
+  op.q = q.view, op.cache = &keys, op.out = out.view;
+  run(op);
+  CHECK(all_finite(out.view));
+
+  CHECK_THROWS(ShapeError, "KVCache.snapshot: layer must lie between 0 and 1", cache.snapshot(2));
+  CHECK_THROWS(ShapeError, "KVCache.length: b must lie between 0 and 2", cache.length(0, 3));
+  CHECK_THROWS(ShapeError, "KVCache.fork: sequences must lie", cache.fork({0, -1}));
+  CHECK_THROWS(ShapeError, "KVCache.truncate: n must not be negative", cache.truncate(0, -1));
+  CHECK_THROWS(ShapeError, "KVCache.append: k must have", cache.append(0, k.view, v.view));
+  shape.head_dim = 257;
+  CHECK_THROWS(ShapeError, "KVCache: head_dim must lie", KVCache{shape});
+  shape.head_dim = 4, shape.dtype = DType::s32;
+  CHECK_THROWS(DtypeError, "KVCache: dtype must be", KVCache{shape});
+}
+
+TEST(options_belong_to_their_scope) {
+  const Operand a(DType::f32, {300, 200}), b(DType::f32, {200, 300}), out(DType::f32, {300, 300});
+  Matmul op;
+  op.a = a.view, op.b = b.view, op.out = out.view;
+  const int before = num_threads();
+  Recording recording;
+  {
+    const OptionScope outer({.threads = 2, .isa = "generic"});
+    CHECK(num_threads() == 2);
+    {
+      const OptionScope inner({.precision = Precision::medium, .batch_invariant = Choice::no});
+      CHECK(num_threads() == 2 && precision() == Precision::medium && !batch_invariant());
+      run(op);
+    }
+    CHECK(precision() == Precision::highest && batch_invariant());
+    CHECK_THROWS(ShapeError, "options: threads must be in 1..1024", OptionScope({.threads = -1}));
+    CHECK_THROWS(UnsupportedError, "isa: level must be one of", OptionScope({.isa = "no"}));
+    CHECK(num_threads() == 2);
+  }
+  CHECK(num_threads() == before);
+  CHECK(recording.calls.size() == 1 && recording.calls[0].op == "matmul");
+  CHECK(recording.calls[0].isa == "generic" && recording.calls[0].threads == 2);
+  bool counted = false;
+  for (const CallCount& c : call_counts()) counted = counted || std::string(c.isa) == "generic";
+  CHECK(counted);
 }

@@ -10,8 +10,8 @@ namespace tilewright {
 
 enum class Activation : uint8_t { none, relu, gelu, gelu_tanh, silu, tanh, sigmoid };
 
-class PackedMatrix;  // cpu/gemm.h: a right-hand side, packed once
-class KVCache;       // cpu/kvcache.h: keys and values of past tokens, in pages
+class PackedMatrix;  // pack.h: a right-hand side, packed once
+class KVCache;       // kvcache.h: keys and values of past tokens, in pages
 class KVSnapshot;    // one layer of it at one moment
 struct KVShape;
 

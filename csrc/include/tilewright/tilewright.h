@@ -13,8 +13,12 @@
 #include <type_traits>
 
 #include "tilewright/errors.h"
+#include "tilewright/kvcache.h"
 #include "tilewright/ops.h"
+#include "tilewright/options.h"
+#include "tilewright/pack.h"
 #include "tilewright/runtime.h"
+#include "tilewright/stats.h"
 #include "tilewright/view.h"
 
 namespace tilewright {

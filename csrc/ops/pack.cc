@@ -1,0 +1,51 @@
+// pack: a right-hand side checked, then put into the panels of the active ISA level.
+#include "tilewright/pack.h"
+
+#include <utility>
+
+#include "core/check.h"
+#include "cpu/gemm.h"
+#include "cpu/isa.h"
+#include "ops/batch.h"
+#include "ops/qgemm.h"
+
+namespace tilewright {
+
+PackedMatrix packed_matrix(const View& b) {
+  const Check check{"pack"};
+  check.dtype("b", b, {DType::f32, DType::bf16, DType::f16, DType::s8});
+  if (b.rank != 2) check.shape_error("b must have 2 axes, (K, N), got shape " + format_shape(b));
+  const KernelTable& table = kernels();
+  return PackedMatrix(Matrix{b.data, b.dtype, b.stride[0], b.stride[1]}, b.shape[0], b.shape[1],
+                      b.dtype == DType::s8 ? table.gemm_s8 : table.gemm_f32, table.isa);
+}
+
+PackedMatrix packed_matrix(const QuantizedView& b) {
+  check_view(Check{"pack"}, "b", b);
+  const KernelTable& table = kernels();
+  return PackedMatrix(b, table.gemm_s8, table.isa, true);
+}
+
+Packed pack(const View& b) {
+  return std::make_shared<const PackedMatrix>(packed_matrix(b));
+}
+
+Packed pack(const QuantizedView& b) {
+  return std::make_shared<const PackedMatrix>(packed_matrix(b));
+}
+
+PackedInfo info(const PackedMatrix& b) {
+  return {b.K, b.N, b.dtype, b.bits, b.isa, b.nbytes()};
+}
+
+void unpack(const PackedMatrix& b, const View& out) {
+  const Check check{"dequantize"};
+  if (!b.bits) check.dtype_error("q must be packed from a QuantizedArray");
+  const KernelTable& table = kernels();
+  check_packed_level(check, &b, table.isa, "q");
+  check.output("out", out, {DType::f32});
+  check.shape("out", out, {b.K, b.N}, "for the packed matrix");
+  unpack(b, table.weights, table.gemm_f32, out);
+}
+
+}  // namespace tilewright
