@@ -61,6 +61,8 @@ def tiny_calls() -> dict[str, Callable[[], Any]]:
     row = np.ones(4, np.float32)
     q = np.ones((1, 1, 1, 4), np.float32)
     ids = np.zeros(4, np.int64)
+    rows, ends = np.ones((2, 1, 4), np.float32), np.array([0, 1, 2], np.int32)
+    cos, sin = np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32)
     small = np.ones((4, 4), np.int8)
     quantized = tw.quantize(x, axis=1) if hasattr(tw, "quantize") else None
     packed = tw.pack(quantized) if quantized is not None else None
@@ -68,14 +70,22 @@ def tiny_calls() -> dict[str, Callable[[], Any]]:
         "matmul 4x4": lambda: tw.matmul(x, x),
         "matmul 4x4 +bias": lambda: tw.matmul(x, x, bias=row),
         "attention": lambda: tw.attention(q, q, q),
+        "attention_varlen": lambda: tw.attention_varlen(rows, rows, rows, ends, ends),
         "layernorm": lambda: tw.layernorm(x, row, row),
+        "rmsnorm": lambda: tw.rmsnorm(x, row),
         "softmax": lambda: tw.softmax(x),
+        "log_softmax": lambda: tw.log_softmax(x),
+        "rope": lambda: tw.rope(x, cos, sin),
         "gelu": lambda: tw.gelu(x),
         "gelu_tanh": lambda: tw.gelu_tanh(x),
         "relu": lambda: tw.relu(x),
         "silu": lambda: tw.silu(x),
+        "tanh": lambda: tw.tanh(x),
+        "sigmoid": lambda: tw.sigmoid(x),
+        "dropout": lambda: tw.dropout(x, 0.5, seed=1),
         "embedding": lambda: tw.embedding(ids, x),
         "cross_entropy": lambda: tw.cross_entropy(x, ids),
+        "mse": lambda: tw.mse(x, x),
         "int8_matmul": lambda: tw.int8_matmul(small, small),
         "qmatmul packed": lambda: tw.qmatmul(x, packed),
         "quantize": lambda: tw.quantize(x, axis=1),
