@@ -10,10 +10,24 @@ import numpy as np
 import pytest
 
 from tilewright import runtime
-from tilewright.bench import cases, engines, measure, oracle, roofline, run, table
+from tilewright.bench import (
+    cases,
+    engines,
+    measure,
+    oracle,
+    overhead,
+    registered,
+    roofline,
+    run,
+    table,
+)
+from tilewright.registry import OPS, Op
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOF = roofline.Roofline(1e11, 1e11, (roofline.Level("DRAM", float("inf"), 1e10),))
+
+
+BESIDES = {"linear_gelu", "decode", "weight_only"}  # rows that are a way to use an op
 
 
 def options(*arguments):
@@ -40,15 +54,53 @@ def test_quick_run_writes_every_op(tmp_path, capfd):
     assert results["machine"]["cpu"]
     (only,) = results["runs"]
     assert (only["isa"], only["threads"]) == (level, 1)
-    assert {row["op"] for row in only["rows"]} == {
-        p.op for p in cases.quick_plans() if cases.exists(p)
-    }
+    assert {row["op"].split("+")[0] for row in only["rows"]} - BESIDES == set(OPS) | {"quantize"}
     for row in only["rows"]:
         assert 0 < row["engines"]["tilewright"]["min"] <= row["engines"]["tilewright"]["median"]
-        assert row["gflops"] > 0
+        assert row["gbs"] > 0
         assert row["bound"] in ("fma", "int8", "L2", "L3", "DRAM")
         assert f"{row['op']:18} {row['shape']:22}" in printed
     assert only["overhead"]["calls"]["matmul 4x4"]["us"] > 0
+
+
+def test_every_op_has_a_row_and_a_tiny_call():
+    benched = {p.op.split("+")[0] for p in cases.plans() if cases.exists(p)}
+    assert benched - BESIDES == set(OPS) | {"quantize"}
+    assert {name.split()[0] for name in overhead.tiny_calls()} == set(OPS) | {"quantize"}
+    assert all(p.op in OPS for p in registered.plans(()))
+
+
+def test_a_new_op_needs_no_line_in_the_bench(monkeypatch):
+    made = Op(OPS["relu"].definition, ("x",))
+    made.name = "newcomer"
+    monkeypatch.setitem(OPS, made.name, made)
+    (row,) = (p for p in cases.plans() if p.op == made.name)
+    assert row.shape == "64,65;sliced"
+    found = run.bench(row, None, ROOF, options(), 1)
+    assert "error" not in found
+    assert found["gbs"] > 0
+    monkeypatch.setattr(made, "reference", lambda x: OPS["relu"].reference(x + 0.01))
+    assert "WRONG ANSWER" in run.bench(row, None, ROOF, options(), 1)["error"]
+    monkeypatch.setattr(made.definition, "bench", ("3, 5", "2,9"), raising=False)
+    assert [p.shape for p in cases.plans() if p.op == made.name] == ["3,5", "2,9"]
+
+
+def test_oracle_gradients_of_rows_follow_differences():
+    rng = np.random.default_rng(0)
+    x, y, dy, gamma = (
+        rng.standard_normal((2, 5)),
+        rng.standard_normal((2, 5)),
+        rng.standard_normal((2, 5)),
+        rng.standard_normal(5),
+    )
+    step = np.zeros_like(x)
+    step[1, 3] = 1e-6
+    up, down = (oracle.rmsnorm(x + s, gamma) for s in (step, -step))
+    assert np.isclose(((up - down) * dy).sum() / 2e-6, oracle.rmsnorm_grad(x, gamma, dy)[1][1, 3])
+    up, down = (oracle.rmsnorm(x, gamma + s) for s in (step[1], -step[1]))
+    assert np.isclose(((up - down) * dy).sum() / 2e-6, oracle.rmsnorm_grad(x, gamma, dy)[2][3])
+    up, down = (np.mean((x + s - y) ** 2) for s in (step, -step))
+    assert np.isclose((up - down) / 2e-6, oracle.mse_grad(x, y)[1][1, 3])
 
 
 def test_right_answer_is_timed():

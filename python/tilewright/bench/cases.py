@@ -8,51 +8,31 @@ backward pass through each engine's tape.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 import tilewright
 from tilewright.autograd import Tensor
-from tilewright.bench import oracle
+from tilewright.bench import oracle, registered
+from tilewright.bench.case import Call, Case, Plan
 from tilewright.registry import Cost
 
-Call = Callable[[], Any]
 tw: Any = (
     tilewright  # type checkers see the classes that define the ops, not the callables they become
 )
 
 
-@dataclass
-class Case:
-    """One row of the table."""
-
-    op: str
-    shape: str
-    calls: Mapping[str, Call]  # engine -> call; the engine "tilewright" is ours
-    want: Callable[[], list[Any]]
-    cost: Cost
-    dtype: str = "float32"
-    integer: bool = False  # the roof is that of int8 multiply-adds
-    loose: tuple[
-        str, ...
-    ] = ()  # engines that answer another question (float32 beside int8): timed, not compared
+def plans(quick: bool = False) -> Iterator[Plan]:
+    """Every case, in the order of the table: those written here, then those of the registry."""
+    rows = list(quick_plans() if quick else full_plans())
+    yield from rows
+    yield from registered.plans({row.op.split("+")[0] for row in rows}, quick)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A case to be: its name, and how to make it with or without torch."""
-
-    op: str
-    shape: str
-    build: Callable[[Any], Case] = field(repr=False)
-    quick: bool = False  # part of --quick
-
-
-def plans() -> Iterator[Plan]:
-    """Every case, in the order of the table."""
+def full_plans() -> Iterator[Plan]:
+    """The cases written here, whose peers or gradients need more than an op's own file says."""
     for n in (64, 128, 256, 512, 1024, 2048):
         yield _matmul(n, n, n, "nn")
     for n in (512, 1024, 2048):
@@ -90,10 +70,11 @@ def plans() -> Iterator[Plan]:
     for bits in (8, 4):
         for m in (1, 2, 4, 8, 16):
             yield _weight_only(m, 4096, 4096, bits)
+        yield _quantize(4096, 1024, bits)
 
 
 def quick_plans() -> Iterator[Plan]:
-    """One small case of every op: a smoke test of seconds."""
+    """One small case of each of them: a smoke test of seconds."""
     yield _matmul(64, 64, 64, "nn")
     yield _matmul(64, 64, 64, "nt")
     yield _linear(8, 64, 96)
@@ -109,6 +90,7 @@ def quick_plans() -> Iterator[Plan]:
     yield _qmatmul(8, 64, 96)
     for bits in (8, 4):
         yield _weight_only(2, 64, 96, bits)
+        yield _quantize(16, 48, bits)
 
 
 NEEDS = {
@@ -321,21 +303,40 @@ def _rowwise(rows: int, width: int) -> Iterator[Plan]:
     half = width // 2
 
     def plan(
-        op: str, inputs: int, ours: Callable[..., Any], theirs: Callable[..., Any], want: Any
+        op: str,
+        inputs: int,
+        ours: Callable[..., Any],
+        theirs: Callable[..., Any],
+        want: Any,
+        extra: tuple[Any, ...] = (),
+        grad: bool = False,
     ) -> Plan:
         def build(torch: Any) -> Case:
-            arrays = _normal(*[(rows, width)] * inputs)
-            calls: dict[str, Call] = {"tilewright": lambda: ours(*arrays)}
+            arrays = [*_normal(*[(rows, width)] * inputs), *extra]
+            dy = _normal((rows, width))[0] if grad and op != "mse" else None
+            calls: dict[str, Call] = {
+                "tilewright": _with_gradients(ours, arrays, dy) if grad else lambda: ours(*arrays)
+            }
             if torch:
                 tensors = [torch.from_numpy(x) for x in arrays]
                 call = theirs(torch)
-                calls["torch"] = lambda: call(*tensors)
-            cost = Cost(8.0 * rows * width, 4.0 * rows * width * (inputs + (op != "mse")))
+                calls["torch"] = (
+                    _torch_gradients(torch, call, arrays, dy) if grad else lambda: call(*tensors)
+                )
+            # Forward reads every input and writes y, backward reads them and dy, writes gradients.
+            moved = inputs + (op != "mse") + grad * (2 * inputs + (op != "mse"))
+            cost = Cost(8.0 * (1 + grad) * rows * width, 4.0 * rows * width * moved)
             wide = [x.astype(float) for x in arrays]
-            loose = ("torch",) if op == "dropout" else ()  # it drops other elements
-            return Case(op, name, calls, lambda: [want(*wide)], cost, loose=loose)
 
-        return Plan(op, name, build)
+            def answer() -> list[Any]:
+                found = want(*wide, dy) if grad else want(*wide)
+                return list(found) if grad else [found]
+
+            loose = ("torch",) if op == "dropout" else ()  # it drops other elements
+            return Case(label, name, calls, answer, cost, loose=loose)
+
+        label = op + "+grad" * grad
+        return Plan(label, name, build)
 
     gamma = np.linspace(0.5, 1.5, width, dtype=np.float32)
 
@@ -345,13 +346,17 @@ def _rowwise(rows: int, width: int) -> Iterator[Plan]:
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     name = f"{rows}x{width}"
-    yield plan(
-        "rmsnorm", 1, lambda x: tw.rmsnorm(x, gamma),
-        lambda torch: _torch_rmsnorm(torch, gamma), lambda x: oracle.rmsnorm(x, gamma),
-    )  # fmt: skip
+    yield plan("rmsnorm", 1, tw.rmsnorm, _torch_rmsnorm, oracle.rmsnorm, (gamma,))
+    yield plan("rmsnorm", 1, tw.rmsnorm, _torch_rmsnorm, oracle.rmsnorm_grad, (gamma,), grad=True)
     yield plan(
         "rope", 1, lambda x: tw.rope(x, *tables()),
         lambda torch: _torch_rope(torch, *tables()), lambda x: oracle.rope(x, *tables()),
+    )  # fmt: skip
+    yield plan(
+        "rope", 1, lambda x: tw.rope(x, *tables()),
+        lambda torch: _torch_rope(torch, *tables()),
+        lambda x, dy: [oracle.rope(x, *tables()), oracle.rope(dy, tables()[0], -tables()[1])],
+        grad=True,
     )  # fmt: skip
     yield plan(
         "log_softmax", 1, lambda x: tw.log_softmax(x),
@@ -367,15 +372,13 @@ def _rowwise(rows: int, width: int) -> Iterator[Plan]:
         lambda torch: lambda x: torch.nn.functional.dropout(x, 0.1),
         lambda x: oracle.dropout(x, 0.1, 1),
     )  # fmt: skip
-    yield plan(
-        "mse", 2, lambda x, y: tw.mse(x, y),
-        lambda torch: torch.nn.functional.mse_loss, lambda x, y: np.mean((x - y) ** 2),
-    )  # fmt: skip
+    mse = "mse", 2, tw.mse, lambda torch: torch.nn.functional.mse_loss
+    yield plan(*mse, lambda x, y: np.mean((x - y) ** 2))
+    yield plan(*mse, lambda x, y, _: oracle.mse_grad(x, y), grad=True)
 
 
-def _torch_rmsnorm(torch: Any, gamma: Any) -> Callable[..., Any]:
-    weight = torch.from_numpy(gamma)
-    return lambda x: torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6)
+def _torch_rmsnorm(torch: Any) -> Callable[..., Any]:
+    return lambda x, weight: torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6)
 
 
 def _torch_rope(torch: Any, cos: Any, sin: Any) -> Callable[..., Any]:
@@ -508,3 +511,37 @@ def _weight_only(m: int, k: int, n: int, bits: int) -> Plan:
 
     name = f"{m}x{k}x{n} int{bits}"
     return Plan("weight_only", name, build)
+
+
+def _quantize(rows: int, width: int, bits: int) -> Plan:
+    """A weight, a scale for each row or, in 4 bits, for every 16 neighbours; beside it NumPy."""
+    group = 16 if bits == 4 else width
+    most = np.float32(7 if bits == 4 else 127)
+
+    def build(torch: Any) -> Case:
+        (x,) = _normal((rows, width))
+        options = {"bits": bits, "axis": 0, "group_size": group if bits == 4 else None}
+
+        def ours() -> list[Any]:
+            q = tw.quantize(x, **options)
+            return [q.data, q.scale]
+
+        def by_numpy() -> list[Any]:  # the definition itself, float32 as it says
+            grouped = x.reshape(rows, -1, group)
+            amax = np.abs(grouped).max(axis=-1)
+            scale = np.where(amax == 0, np.float32(1), amax / most)
+            q = np.clip(np.rint(grouped / scale[..., None]), -most, most).astype(np.int8)
+            q = q.reshape(rows, width)
+            if bits == 4:
+                q = q[:, ::2] & 15 | q[:, 1::2] << 4
+            return [q, scale if bits == 4 else scale[:, 0]]
+
+        calls: dict[str, Call] = {"tilewright": ours, "numpy": by_numpy}
+        cost = Cost(2.0 * x.size, 4.0 * x.size + bits / 8 * x.size)
+        return Case("quantize", name, calls, by_numpy, cost)
+
+    name = f"{rows}x{width} int{bits}"
+    return Plan("quantize", name, build)
+
+
+__all__ = ["Case", "Cost", "Plan", "exists", "full_plans", "plans", "quick_plans"]

@@ -58,6 +58,20 @@ def rmsnorm(x: Any, gamma: Any, eps: float = 1e-6) -> Any:
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * gamma
 
 
+def rmsnorm_grad(x: Any, gamma: Any, dy: Any, eps: float = 1e-6) -> list[Any]:
+    """[y, dx, dgamma]."""
+    rstd = 1.0 / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
+    xhat, g = x * rstd, dy * gamma
+    dx = rstd * (g - xhat * (g * xhat).mean(axis=-1, keepdims=True))
+    return [xhat * gamma, dx, (dy * xhat).sum(axis=0)]
+
+
+def mse_grad(x: Any, y: Any) -> list[Any]:
+    """[mean loss, dx, dy]."""
+    dx = 2.0 * (x - y) / x.size
+    return [np.asarray(np.mean((x - y) ** 2)), dx, -dx]
+
+
 def rope(x: Any, cos: Any, sin: Any) -> Any:
     """Pairs of halves as complex numbers, turned."""
     half = x.shape[-1] // 2

@@ -106,7 +106,7 @@ def run_here(options: argparse.Namespace) -> dict[str, Any]:
         "rows": [],
     }
     print(table.run_header(run), flush=True)
-    plans = cases.quick_plans() if options.quick else cases.plans()
+    plans = cases.plans(quick=options.quick)
     for plan in plans:
         if chosen(plan, options):
             row = bench(plan, torch, roof, options, threads)

@@ -1,0 +1,36 @@
+"""A row of the table: what is called, what it must answer, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tilewright.registry import Cost
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Case:
+    """One row of the table."""
+
+    op: str
+    shape: str
+    calls: Mapping[str, Call]  # engine -> call; the engine "tilewright" is ours
+    want: Callable[[], list[Any]]
+    cost: Cost
+    dtype: str = "float32"
+    integer: bool = False  # the roof is that of int8 multiply-adds
+    loose: tuple[
+        str, ...
+    ] = ()  # engines that answer another question (float32 beside int8): timed, not compared
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A case to be: its name, and how to make it with or without torch."""
+
+    op: str
+    shape: str
+    build: Callable[[Any], Case] = field(repr=False)
