@@ -6,7 +6,7 @@ import pytest
 
 import tilewright as tw
 from harness import agrees, close
-from tilewright import nn
+from tilewright import _core, nn
 
 bf16 = ml_dtypes.bfloat16
 REDUCTIONS = {"mean": np.mean, "sum": np.sum, "none": lambda losses: losses}
@@ -276,3 +276,28 @@ def test_what_nll_refuses(rng):
     assert not t.grad.any()
     with pytest.raises(ValueError, match="reduction"):
         nn.CrossEntropyLoss(reduction="median")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_cross_entropy_without_classes(reduction):
+    """Only rows that are ignored, or probabilities, can have none."""
+    logits = tw.tensor(np.zeros((1000, 0), np.float32), requires_grad=True)
+    for target, loss in [(np.full(1000, -100), np.nan), (np.zeros((1000, 0), np.float32), 0.0)]:
+        y = tw.cross_entropy(logits, target, reduction=reduction)
+        want = {"none": np.zeros(1000), "sum": 0.0, "mean": loss}[reduction]
+        np.testing.assert_array_equal(y.numpy(), want)
+        y.sum().backward()
+        assert logits.grad.shape == (1000, 0)
+    with pytest.raises(tw.ShapeError, match="target must be in"):
+        tw.cross_entropy(logits, np.zeros(1000, np.int64))
+
+
+def test_cross_entropy_writes_an_lse_for_every_row():
+    """Also of rows without classes: the array for them has to have the room."""
+    memory, loss = np.zeros(1000, np.float32), np.zeros((), np.float32)
+    arguments = (np.zeros((1000, 0), np.float32), np.full(1000, -100), None, 0.0, -100, "sum", loss)
+    with pytest.raises(tw.ShapeError, match="lse must be a contiguous array of 1000 elements"):
+        _core.cross_entropy_forward(*arguments, memory[:0])
+    assert not memory.any()
+    _core.cross_entropy_forward(*arguments, memory)
+    assert (memory == -np.inf).all()

@@ -41,8 +41,11 @@ void check_arguments(const Op& op) {
   }
 }
 
+// Also where there are no classes.
 int64_t rows_of(const View& logits) {
-  return logits.last() > 0 ? logits.size() / logits.last() : 0;
+  int64_t rows = 1;
+  for (int d = 0; d < logits.rank - 1; ++d) rows *= logits.shape[d];
+  return rows;
 }
 
 void check_lse(const View& lse, const View& logits) {

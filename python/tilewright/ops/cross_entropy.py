@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from tilewright import _core
-from tilewright.registry import Context, Cost, Reference, op, rows_of
+from tilewright.registry import Context, Cost, Reference, op
 
 
 @op(grads=("logits",))
@@ -68,7 +69,8 @@ class cross_entropy:
             loss = _core.empty(shape, np.float32)
         lse = None
         if ctx.needs:
-            lse = _core.empty((rows_of(logits),), np.float32)
+            rows = math.prod(getattr(logits, "shape", ())[:-1])  # also where there are no classes
+            lse = _core.empty((rows,), np.float32)
         divisor = _core.cross_entropy_forward(
             logits, target, weight, label_smoothing, ignore_index, reduction, loss, lse
         )
