@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
 import tilewright as tw
 from tilewright import _core
@@ -184,3 +185,38 @@ def test_copies_of_what_holds_a_packed_matrix_share_it():
     assert copy.copy(packed) is packed
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(packed)
+
+
+def endless(*shape, dtype=np.float32):
+    """More elements than any memory has, by strides of 0."""
+    return np.broadcast_to(np.ones((), dtype), shape)
+
+
+MOST = 2**62 - 1  # elements of 2 bytes that an array can have
+TOO_LARGE = {
+    "pack": lambda: tw.pack(endless(2**60, 1)),
+    "pack int8": lambda: tw.pack(endless(2**62, 1, dtype=np.int8)),
+    "matmul": lambda: tw.matmul(endless(5, 2**58), endless(2**58, 1)),
+    "matmul bias": lambda: tw.matmul(
+        endless(0, 0, dtype=bfloat16),
+        endless(0, MOST, dtype=bfloat16),
+        bias=endless(MOST, dtype=bfloat16),
+    ),
+    "int8_matmul": lambda: tw.int8_matmul(
+        endless(5, 2**60, dtype=np.int8), endless(2**60, 1, dtype=np.int8)
+    ),
+    "qmatmul": lambda: tw.qmatmul(
+        endless(5, 2**58),
+        tw.QuantizedArray(endless(2**58, 1, dtype=np.int8), np.ones((), np.float32)),
+    ),
+    "embedding": lambda: tw.embedding(endless(2**61 - 1, dtype=np.int32), np.zeros((3, 0), "f4")),
+    "cross_entropy": lambda: tw.cross_entropy(
+        endless(2**61 - 1, 1), np.broadcast_to(np.int32(0), 2**61 - 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("call", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_sizes_that_wrap_around_are_errors(call):
+    with pytest.raises(MemoryError):
+        call()

@@ -11,7 +11,7 @@ namespace tilewright {
 
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes);
+  explicit Scratch(int64_t bytes);  // std::bad_alloc, also above kMostBytes (core/size.h)
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "core/scratch.h"
+#include "core/size.h"
 #include "cpu/isa.h"
 #include "tilewright/view.h"
 

@@ -377,8 +377,8 @@ void run_wave(const Gradients& c, int64_t first, int64_t last, int64_t chunks) {
   const bool one_round = c.panels.count() <= per_round;
   const int64_t in_round = std::min(per_round, c.panels.count()),
                 sum_words = ChunkTask::sum_words(c);
-  const Scratch sums(one_round ? 0 : units * chunks * sum_words * 4);
-  const Scratch partial(units * chunks * in_round * dq_words * 4);
+  const Scratch sums(one_round ? 0 : product_of({units, chunks, sum_words, 4}));
+  const Scratch partial(product_of({units, chunks, in_round, dq_words, 4}));
   const double flops =
       10.0 * double(units * in_round * g.NR) * double(c.p.head_dim) * mean_visible_keys(c.p);
   for (int64_t panel = 0; panel < c.panels.count(); panel += per_round) {
@@ -434,7 +434,7 @@ void attention_backward(const AttentionProblem& p, const AttentionGradients& g,
     fill_zero(g.dv);
     return;
   }
-  const Scratch memory(p.batch * p.heads * p.seqlen_q * 4);
+  const Scratch memory(product_of({p.batch, p.heads, p.seqlen_q, 4}));
   View delta = g.lse;
   delta.data = memory.as<float>();
   delta.stride[0] = p.heads * p.seqlen_q, delta.stride[1] = p.seqlen_q, delta.stride[2] = 1;
@@ -442,8 +442,8 @@ void attention_backward(const AttentionProblem& p, const AttentionGradients& g,
   const int64_t units = p.batch * p.heads_kv,
                 chunks = std::max<int64_t>(1, divide_up(p.seqlen_k, kKeys));
   compute_delta(c, units);
-  const int64_t unit_bytes =
-      4 * chunks * (ChunkTask::sum_words(c) + kRoundRows * (p.head_dim + table.gemm_f32.MR));
+  const int64_t unit_bytes = product_of(
+      {4, chunks, ChunkTask::sum_words(c) + kRoundRows * (p.head_dim + table.gemm_f32.MR)});
   const int64_t wave = std::clamp<int64_t>(kWaveBytes / unit_bytes, 1, std::max<int64_t>(units, 1));
   for (int64_t unit = 0; unit < units; unit += wave)
     run_wave(c, unit, std::min(units, unit + wave), chunks);

@@ -146,7 +146,7 @@ void run_unit(const AttentionProblem& p, const AttentionOutput& o, const KernelT
 void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const KernelTable& table,
                    int64_t units, double work) {
   const int64_t chunks = chunk_span(p, p.seqlen_q);
-  const Scratch memory(units * chunks * Unit::state_words(p) * 4);
+  const Scratch memory(product_of({units, chunks, Unit::state_words(p), 4}));
   const auto states_of = [&](int64_t unit, int64_t chunk) {
     return Unit::states_at(p, memory.as<float>() + (unit * chunks + chunk) * Unit::state_words(p));
   };

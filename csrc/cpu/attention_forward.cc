@@ -258,7 +258,7 @@ void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const Ke
   const int64_t count = panels.count() * p.batch * p.heads_kv,
                 chunks = chunk_span(p, std::min<int64_t>(panels.rows, panels.lanes));
   const int64_t state_words = State::words(g, p.head_dim_v);
-  const Scratch states(count * chunks * state_words * 4);
+  const Scratch states(product_of({count, chunks, state_words, 4}));
   const auto panel_of = [&](int64_t i) {
     return panels.at(i / panels.count(), p.heads_kv, i % panels.count());
   };

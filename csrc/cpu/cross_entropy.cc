@@ -12,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "cpu/rowwise.h"
 
 namespace tilewright {
@@ -38,7 +39,7 @@ class Shares {
         C_(C),
         keep_(1.0f - smoothing),
         spread_(C > 0 ? smoothing / float(C) : 0.0f),
-        room_(2 * C * 4),
+        room_(product_of({2, C, 4})),
         weight_(weight ? float_vector(weight, C, 1.0f, room_.as<float>(), table.element)
                        : nullptr) {
     if (ids && spread_ > 0) base_ = room_.as<float>() + C;
@@ -53,7 +54,9 @@ class Shares {
     float own;
   };
   // Bytes of scratch that a block of so many rows needs.
-  int64_t room(int64_t rows) const { return ids_ ? 0 : C_ * 4 + target_.room(rows, C_); }
+  int64_t room(int64_t rows) const {
+    return ids_ ? 0 : product_of({C_, 4}) + target_.room(rows, C_);
+  }
   // body(i, row) for the rows of a block that count.
   template <class Body>
   void for_rows(const Block& b, float* room, const Body& body) const {
@@ -101,7 +104,7 @@ double cross_entropy_forward(const CrossEntropyForward& op, const int64_t* targe
   const Rows logits(op.logits, table.element);
   const int64_t C = logits.C(), rows = logits.count();
   const Shares shares(op.target, targets, op.weight, op.label_smoothing, C, table);
-  const Scratch room(rows * 4);
+  const Scratch room(product_of({rows, 4}));
   float* losses = room.as<float>();
   for_row_blocks(rows, C, 0.7, [&](const Block& b) {
     const Scratch x_room(logits.room(b.rows, C)), q_room(shares.room(b.rows));

@@ -2,6 +2,7 @@
 
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/size.h"
 
 namespace tilewright {
 namespace {
@@ -56,7 +57,7 @@ void sum_rows(const Rows& x, float* out, const KernelTable& table) {
   const int64_t rows = x.count(), C = x.C();
   const int64_t blocks = rows > kSumRows ? (rows + kSumRows - 1) / kSumRows : 1;
   const int64_t strips = (C + kSumColumns - 1) / kSumColumns;
-  const Scratch partial(blocks > 1 ? blocks * C * 4 : 0);
+  const Scratch partial(blocks > 1 ? product_of({blocks, C, 4}) : 0);
   float* sums = blocks > 1 ? partial.as<float>() : out;
   parallel_for(blocks * strips, 0.2 * double(rows) * double(C), [&](int64_t i) {
     const int64_t row = i / strips * kSumRows, column = i % strips * kSumColumns;

@@ -5,6 +5,7 @@
 
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "cpu/rowwise.h"
 
 namespace tilewright {
@@ -52,7 +53,7 @@ void embedding_forward(const EmbeddingForward& op, const int64_t* ids, const Ker
 void embedding_backward(const EmbeddingBackward& op, const int64_t* ids, const KernelTable& table) {
   const Rows dy(op.dy, table.element), to(op.dtable, table.element);
   const int64_t C = to.C(), V = to.count(), rows = dy.count();
-  const Scratch start_room((V + 1) * 8), order_room(rows * 8);
+  const Scratch start_room(product_of({V + 1, 8})), order_room(product_of({rows, 8}));
   int64_t* start = start_room.as<int64_t>();  // start[v]: the first of id v's places in `order`
   int64_t* order = order_room.as<int64_t>();
   std::fill(start, start + V + 1, int64_t(0));

@@ -25,6 +25,7 @@
 #include "core/options.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "core/trace.h"
 #include "cpu/qgemm.h"
 
@@ -55,6 +56,11 @@ int64_t words_of(int64_t K, const GemmKernels& g) {
 // Where word k of panel `j / NR` lies in a packed chunk.
 int64_t panel_offset(int64_t k, int64_t j, int64_t KW, int64_t NR) {
   return j * KW + k * NR;
+}
+
+// Bytes of N columns of KW words, packed.
+int64_t packed_bytes(int64_t KW, int64_t N, const GemmKernels& g) {
+  return product_of({KW, round_up(N, g.NR), g.b_bytes}) + kSlack * g.b_bytes;
 }
 
 void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const GemmKernels& g,
@@ -179,7 +185,7 @@ Blocking choose_blocking(int64_t M, int64_t nc, int64_t KW, const GemmKernels& g
   }
   const int64_t row_tiles = divide_up(M, g.MR), col_tiles = divide_up(nc, g.NR);
   int64_t rows = divide_up(row_tiles, row_blocks), cols = divide_up(col_tiles, col_blocks);
-  const int64_t tiles = std::max<int64_t>(1, kTaskWork / (std::max<int64_t>(KW, 1) * g.MR));
+  const int64_t tiles = std::max<int64_t>(1, kTaskWork / std::max<int64_t>(KW, 1) / g.MR);
   cols = std::clamp<int64_t>(tiles / rows, 1, cols);
   rows = std::clamp<int64_t>(tiles / cols, 1, rows);
   return {row_tiles, col_tiles, divide_up(row_tiles, rows), divide_up(col_tiles, cols)};
@@ -195,7 +201,7 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
                                                        std::max<int64_t>(KW, 1) / g.NR * g.NR);
   for (int64_t jc = 0; jc < p.N; jc += NC) {
     const int64_t nc = std::min(NC, p.N - jc);
-    const Scratch packed(p.packed || direct ? 0 : (KW * round_up(nc, g.NR) + kSlack) * g.b_bytes);
+    const Scratch packed(p.packed || direct ? 0 : packed_bytes(KW, nc, g));
     PanelSource source;
     if (direct) {
       source.direct = &p.b;
@@ -239,7 +245,7 @@ void PackedMatrix::Free::operator()(char* p) const {
 PackedMatrix::PackedMatrix(const Matrix& b, int64_t k, int64_t n, const GemmKernels& g,
                            const char* level)
     : K(k), N(n), dtype(b.dtype), isa(level) {
-  allocate((words_of(K, g) * round_up(N, g.NR) + kSlack) * g.b_bytes);
+  allocate(packed_bytes(words_of(K, g), N, g));
   pack_columns(b, K, 0, N, g, data_.get(), true);
 }
 

@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "cpu/elementwise.h"
 #include "cpu/rowwise.h"
 
@@ -33,7 +34,7 @@ void layernorm_forward(const LayernormForward& op, const KernelTable& table) {
   const Rows y(op.y, table.element), s(op.s, table.element);
   const int64_t C = x.C(), rows = x.count();
   const int64_t height = rows_per_block(C, kForwardElements, kMaxLayernormRows);
-  const Scratch vectors(2 * C * 4);
+  const Scratch vectors(product_of({2, C, 4}));
   const float* gamma = float_vector(op.gamma, C, 1.0f, vectors.as<float>(), table.element);
   const float* beta = float_vector(op.beta, C, 0.0f, vectors.as<float>() + C, table.element);
   const int64_t blocks = (rows + height - 1) / height;
@@ -66,7 +67,7 @@ void layernorm_backward(const LayernormBackward& op, const KernelTable& table) {
   const int64_t height =
       std::max<int64_t>(8, rows_per_block(C, kBackwardElements, kMaxLayernormRows));
   const int64_t blocks = (rows + height - 1) / height;
-  const Scratch vector(3 * C * 4), partial(2 * blocks * C * 4);
+  const Scratch vector(product_of({3, C, 4})), partial(product_of({2, blocks, C, 4}));
   const float* gamma = float_vector(op.gamma, C, 1.0f, vector.as<float>(), table.element);
   parallel_for(blocks, 0.8 * double(rows) * double(C), [&](int64_t i) {
     const Block b = row_block(i, height, rows, C);

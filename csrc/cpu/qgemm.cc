@@ -19,6 +19,7 @@
 
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/size.h"
 
 namespace tilewright {
 namespace {
@@ -38,7 +39,7 @@ void pack_nibbles(const View& data, int64_t j, int nr, int NR, char* panel) {
 
 // (groups, N) in any strides, or broadcast, into (groups, columns).
 std::vector<float> spread(const View& v, int64_t groups, int64_t N, int64_t columns) {
-  std::vector<float> out(size_t(groups * columns));
+  std::vector<float> out(size_t(product_of({groups, columns})));
   const int64_t row = v.rank == 2 ? v.stride[0] : 0, col = v.rank ? v.stride[v.rank - 1] : 0;
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t j = 0; j < N; ++j) out[g * columns + j] = v.ptr<float>()[g * row + j * col];
@@ -86,8 +87,8 @@ PackedMatrix::PackedMatrix(const QuantizedView& b, const GemmKernels& g, const c
   scale = spread(b.scale, groups, N, columns);
   if (b.offset) offset = spread(b.offset, groups, N, columns);
   if (with_sums) column_sums.resize(size_t(N));
-  const int64_t panel_bytes = KW * g.NR * bits / 4;
-  allocate(panels * panel_bytes);
+  const int64_t panel_bytes = product_of({KW, g.NR, bits}) / 4;
+  allocate(product_of({panels, panel_bytes}));
   // unsigned data are packed as the signed integers whose bits they are, then shifted
   const Matrix data{b.data.data, DType::s8, b.data.stride[0], b.data.stride[1]};
   const char flip = char(is_signed ? 0 : bits == 8 ? 0x80 : 0x88);

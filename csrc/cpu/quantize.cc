@@ -15,6 +15,7 @@
 #include "core/dtype.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/size.h"
 
 namespace tilewright::cpu {
 namespace {
@@ -120,7 +121,7 @@ template <class Kernel, class Pick>
 void fold_rows(const View& x, const Grid& grid, float start, const Kernel& kernel, const Pick& pick,
                float* found) {
   const int64_t rows = grid.rows.extent, col_blocks = blocks(grid.cols.extent, kColumns);
-  const Scratch scratch(rows * col_blocks * 4);  // (col_blocks, rows)
+  const Scratch scratch(product_of({rows, col_blocks, 4}));  // (col_blocks, rows)
   const auto partial = scratch.as<float>();
   std::fill(partial, partial + rows * col_blocks, start);
   for_blocks(grid, 0.2, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
@@ -169,7 +170,8 @@ void quantize(const View& x, int axis, int bits, const View& data, const View& s
               const View& offset, const QuantizeKernels& kernels) {
   const Grid grid = grid_of(x, data, axis);
   const int64_t rows = grid.rows.extent, count = std::max<int64_t>(rows, 1);
-  const Scratch scratch(count * 4), scratch_low(count * 4), scratch_high(count * 4);
+  const int64_t bytes = product_of({count, 4});
+  const Scratch scratch(bytes), scratch_low(bytes), scratch_high(bytes);
   const auto scales = scratch.as<float>(), low = scratch_low.as<float>();
   const float top = float((1 << (bits - (offset ? 0 : 1))) - 1);
   if (offset) {
@@ -200,7 +202,7 @@ void dequantize(const View& data, const View& scale, const View& offset, int axi
                 const QuantizeKernels& kernels) {
   const Grid grid = grid_of(data, out, axis);
   const int64_t rows = grid.rows.extent;
-  const Scratch scratch(rows * 4), scratch_offset(offset ? rows * 4 : 0);
+  const Scratch scratch(product_of({rows, 4})), scratch_offset(offset ? product_of({rows, 4}) : 0);
   const auto scales = scratch.as<float>(), offsets = scratch_offset.as<float>();
   spread(scale, rows, scales);
   if (offset) spread(offset, rows, offsets);

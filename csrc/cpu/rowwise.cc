@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "core/dtype.h"
+#include "core/size.h"
 
 namespace tilewright {
 namespace {
@@ -74,7 +75,7 @@ bool Rows::in_place(const Block& b) const {
 
 int64_t Rows::room(int64_t rows, int64_t columns) const {
   if (!view_) return 0;
-  return in_place({0, rows, 0, columns}) ? 0 : rows * columns * 4;
+  return in_place({0, rows, 0, columns}) ? 0 : product_of({rows, columns, 4});
 }
 
 int64_t Rows::offset(int64_t row) const {

@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
 #include "ops/ids.h"
@@ -40,7 +41,7 @@ void run(const EmbeddingForward& op) {
   check_rows("out", op.y, op.ids, op.table.shape[1]);
   check.no_overlap("out", op.y, "table", op.table);
   check.no_overlap("out", op.y, "ids", op.ids);
-  const Scratch ids(op.ids.size() * 8);
+  const Scratch ids(product_of({op.ids.size(), 8}));
   read_ids(check, "ids", op.ids, op.table.shape[0], "the rows of the table", nullptr,
            ids.as<int64_t>());
   if (op.y.size() == 0) return;
@@ -56,7 +57,7 @@ void run(const EmbeddingBackward& op) {
   check.dtype("dy", op.dy, kFloats);
   check_rows("dy", op.dy, op.ids, op.dtable.shape[1]);
   check.no_overlap("dtable", op.dtable, "dy", op.dy);
-  const Scratch ids(op.ids.size() * 8);
+  const Scratch ids(product_of({op.ids.size(), 8}));
   read_ids(check, "ids", op.ids, op.dtable.shape[0], "the rows of the table", nullptr,
            ids.as<int64_t>());
   if (op.dtable.size() == 0) return;

@@ -2,6 +2,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "core/trace.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/isa.h"
@@ -86,7 +87,7 @@ double run(const CrossEntropyForward& op) {
   check.no_overlap("out", op.loss, "target", op.target);
   check.no_overlap("out", op.loss, "weight", op.weight);
   if (op.lse) check_lse(op.lse, op.logits);
-  const Scratch room(op.target.size() * 8);
+  const Scratch room(product_of({op.target.size(), 8}));
   const int64_t* targets = read_targets(op.target, op.logits.last(), op.ignore_index, room);
   const KernelTable& table = kernels();
   const Trace trace("cross_entropy", table.isa, [&] { return format_shape(op.logits); });
@@ -102,7 +103,7 @@ void run(const CrossEntropyBackward& op) {
   check.same_shape("dlogits", op.dlogits, op.logits, "logits");
   check.no_overlap("dlogits", op.dlogits, "logits", op.logits, true);
   if (op.logits.size() == 0) return;
-  const Scratch room(op.target.size() * 8);
+  const Scratch room(product_of({op.target.size(), 8}));
   const int64_t* targets = read_targets(op.target, op.logits.last(), op.ignore_index, room);
   const KernelTable& table = kernels();
   const Trace trace("cross_entropy_backward", table.isa, [&] { return format_shape(op.logits); });

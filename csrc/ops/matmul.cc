@@ -2,6 +2,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
 #include "ops/batch.h"
@@ -37,7 +38,7 @@ void run(const Matmul& op) {
   Epilogue epilogue;
   epilogue.alpha = op.alpha;
   epilogue.activation = op.activation;
-  const Scratch bias(op.bias ? product.N * 4 : 0);
+  const Scratch bias(op.bias ? product_of({product.N, 4}) : 0);
   if (op.bias) epilogue.bias = widen(op.bias, bias.as<float>());
   run_product(product, views, epilogue, table.gemm_f32);
 }

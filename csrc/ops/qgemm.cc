@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
+#include "core/size.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
 #include "cpu/quantize.h"
@@ -136,8 +137,9 @@ void run_integers(const QuantizedMatmul& op, const Product& shape, const Product
                                 std::to_string(b.group));
   }
   const int64_t rows = shape.count() * shape.M;
-  const Scratch data(op.scale_a ? 0 : rows * shape.K), scale_a(rows * 4);
-  const Scratch offset_a(op.offset_a ? rows * 4 : 0);
+  const Scratch data(op.scale_a ? 0 : product_of({rows, shape.K}));
+  const Scratch scale_a(product_of({rows, 4}));
+  const Scratch offset_a(op.offset_a ? product_of({rows, 4}) : 0);
   epilogue.scale_a = scale_a.as<float>();
   epilogue.scale_b = b.scale.data();
   const WeightKernels* weights =
@@ -191,7 +193,7 @@ void run(const QuantizedMatmul& op) {
   }
   const View none{};
   const ProductViews views{op.a, none, made ? &*made : op.packed, op.residual, op.out, "qb"};
-  const Scratch bias(op.bias ? shape.N * 4 : 0);
+  const Scratch bias(op.bias ? product_of({shape.N, 4}) : 0);
   Epilogue epilogue;
   epilogue.activation = op.activation;
   if (op.bias) epilogue.bias = widen(op.bias, bias.as<float>());

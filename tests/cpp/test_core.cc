@@ -1,13 +1,18 @@
 // The thread pool, scratch memory, 16-bit floats, and the wording and overlap rules of the checks.
+#include <pthread.h>
+
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
+#include <new>
 #include <numeric>
 #include <stdexcept>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "core/check.h"
@@ -16,6 +21,8 @@
 #include "core/overlap.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/size.h"
+#include "core/trace.h"
 #include "guarded.h"
 #include "test.h"
 
@@ -189,6 +196,29 @@ TEST(scratch_is_aligned_and_nobody_elses) {
       for (int64_t i = 0; i < bytes; i += 61) CHECK(p[i] == char(number));
     }
   }
+}
+
+TEST(sizes_that_no_memory_has_are_refused) {
+  const int64_t most = std::numeric_limits<int64_t>::max();
+  CHECK(product_of({}) == 1);
+  CHECK(product_of({3, 5, 7}) == 105);
+  CHECK(product_of({kMostBytes / 4, 4}) == kMostBytes);
+  CHECK(product_of({most, most, 0}) == 0);
+  const auto refused = [](const auto& size) {
+    try {
+      const Scratch room(size());
+      return false;
+    } catch (const std::bad_alloc&) {
+      return true;
+    }
+  };
+  CHECK(!refused([] { return 100; }));
+  CHECK(refused([] { return product_of({int64_t(1) << 60, 32, 4}); }));  // 2^67: would be 0
+  CHECK(refused([&] { return product_of({most, most}); }));              // would be 1
+  CHECK(refused([&] { return product_of({most / 8 + 1, 8}); }));         // would be negative
+  CHECK(refused([] { return kMostBytes; }));
+  CHECK(refused([&] { return most; }));
+  CHECK(refused([] { return -1; }));
 }
 
 TEST(scratch_in_threads_and_beyond_what_is_kept) {
