@@ -325,3 +325,22 @@ def test_out_may_not_be_the_weights():
         out = buffer[first : first + 96].view(F32).reshape(3, 8)
         with pytest.raises(tw.ShapeError, match="out must not share memory with qb"):
             tw.qmatmul(f32(3, 6), qb, out=out)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("compute", ["int8", "float"])
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, True), (8, False), (4, False)])
+def test_products_of_no_terms(bits, symmetric, compute, packed, isa):
+    """(M, 0) @ (0, N) is zeros, plus the bias; there is no group and no scale to read."""
+    a, bias = np.ones((3, 0), np.float32), np.arange(9, dtype=np.float32)
+    for group in (None, 32):
+        q = tw.quantize(
+            np.ones((9, 0), np.float32), axis=0, group_size=group, bits=bits, symmetric=symmetric
+        )
+        if group:  # NaN where a scale is read that doesn't exist
+            q.scale = np.full(99, np.nan, np.float32)[:0].reshape(9, 0)
+            q.offset = None if symmetric else q.scale
+        b = tw.pack(q.T) if packed else q.T
+        np.testing.assert_array_equal(tw.qmatmul(a, b, compute=compute), np.zeros((3, 9)))
+        y = tw.qmatmul(a, b, bias=bias, compute=compute)
+        np.testing.assert_array_equal(y, np.broadcast_to(bias, (3, 9)))

@@ -37,11 +37,13 @@ void pack_nibbles(const View& data, int64_t j, int nr, int NR, char* panel) {
   }
 }
 
-// (groups, N) in any strides, or broadcast, into (groups, columns).
+// (groups, N) in any strides, or broadcast, into (groups, columns). Without any K there are no groups
+// and still one line here: of zeros, which products without terms are scaled by.
 std::vector<float> spread(const View& v, int64_t groups, int64_t N, int64_t columns) {
   std::vector<float> out(size_t(product_of({groups, columns})));
   const int64_t row = v.rank == 2 ? v.stride[0] : 0, col = v.rank ? v.stride[v.rank - 1] : 0;
-  for (int64_t g = 0; g < groups; ++g) {
+  const int64_t given = v.rank == 2 ? v.shape[0] : groups;
+  for (int64_t g = 0; g < given; ++g) {
     for (int64_t j = 0; j < N; ++j) out[g * columns + j] = v.ptr<float>()[g * row + j * col];
   }
   return out;
