@@ -236,6 +236,23 @@ def test_a_signal_handler_that_returns_lets_the_kernel_finish():
     run(code)
 
 
+def test_daemon_threads_may_be_in_a_kernel_when_the_interpreter_ends():
+    code = """
+        import threading, time
+        import numpy as np, tilewright as tw
+        x = np.ones((60, 60), np.float32)
+        def work():
+            while True:
+                tw.matmul(x, x)
+                tw.layernorm(x, x[0], x[0])
+        for _ in range(4):
+            threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.01)
+    """
+    for _ in range(20):
+        run(code)
+
+
 COUNT = "import tilewright as tw; print(tw.get_num_threads())"
 
 

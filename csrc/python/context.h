@@ -2,6 +2,7 @@
 // CallScope around one call.
 #pragma once
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <optional>
@@ -25,10 +26,21 @@ class ContextScope {
 };
 
 // py::gil_scoped_release without its look-up of pybind11's internals.
+//
+// Where the interpreter has meanwhile ended, up to CPython 3.13, a daemon thread that asks for the
+// GIL is made to leave by pthread_exit: an unwinding that would run destructors without the GIL, and
+// that must not pass this one. The thread stays here instead, as it does from CPython 3.14 on, until
+// the process is gone.
 class NoGil {
  public:
   NoGil() : state_(PyEval_SaveThread()) {}
-  ~NoGil() { PyEval_RestoreThread(state_); }
+  ~NoGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
   NoGil(const NoGil&) = delete;
   NoGil& operator=(const NoGil&) = delete;
 
