@@ -236,6 +236,31 @@ def test_a_signal_handler_that_returns_lets_the_kernel_finish():
     run(code)
 
 
+def test_lengths_are_read_once():
+    """Whoever writes to kv_lengths while the kernel runs changes nothing, and it reads no key that
+    isn't there."""
+    code = """
+        import signal
+        import numpy as np, tilewright as tw
+        tw.set_num_threads(1)
+        q, k, v = (np.random.default_rng(n).standard_normal((64, 1, 512, 64), np.float32)
+                   for n in range(3))
+        for dtype in (np.int32, np.int64):
+            lengths = np.full(64, 512, dtype)
+            want = tw.attention(q, k, v, kv_lengths=lengths)
+            rings = []
+            def handler(*_):
+                rings.append(1)
+                lengths[:] = 7
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            got = tw.attention(q, k, v, kv_lengths=lengths)
+            assert rings and (lengths == 7).all()
+            assert (got == want).all()
+    """
+    run(code)
+
+
 def test_daemon_threads_may_be_in_a_kernel_when_the_interpreter_ends():
     code = """
         import threading, time

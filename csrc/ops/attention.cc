@@ -1,4 +1,6 @@
 // attention: the shape rule of the forward and the backward pass, then the driver.
+#include <vector>
+
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
@@ -50,8 +52,10 @@ void check_operand(const char* name, const View& v, const View& q, int64_t keys)
   check.shape(name, v, want, v.rank, "(the batch of q, the keys of k)");
 }
 
-void check_lengths(const Attention& op, int64_t batch, int64_t keys) {
-  if (!op.kv_lengths) return;
+// kv_lengths as int64 in `kept`: the caller's array is read once, since another thread may write to
+// it while the kernel runs.
+View read_lengths(const Attention& op, int64_t batch, int64_t keys, std::vector<int64_t>& kept) {
+  if (!op.kv_lengths) return {};
   check.dtype("kv_lengths", op.kv_lengths, {DType::s32, DType::s64});
   check.shape("kv_lengths", op.kv_lengths, {batch}, "one for each sequence of q", &op.q);
   for (int64_t b = 0; b < batch; ++b) {
@@ -59,10 +63,14 @@ void check_lengths(const Attention& op, int64_t batch, int64_t keys) {
     const int64_t n = op.kv_lengths.dtype == DType::s32 ? op.kv_lengths.ptr<int32_t>()[at]
                                                         : op.kv_lengths.ptr<int64_t>()[at];
     const int64_t most = op.cache ? op.cache->lengths().ptr<int64_t>()[b] : keys;
+    kept.push_back(n);
     if (n >= 0 && n <= most) continue;
     check.shape_error("kv_lengths must lie between 0 and the " + std::to_string(most) +
                       " keys of k, got " + std::to_string(n) + " at " + std::to_string(b));
   }
+  View lengths = op.kv_lengths;
+  lengths.data = kept.data(), lengths.dtype = DType::s64, lengths.stride[0] = 1;
+  return lengths;
 }
 
 // k and v from a cache: sizes of the problem.
@@ -101,15 +109,21 @@ void load_arrays(const Attention& op, AttentionProblem& p) {
   }
 }
 
-// Checks everything but the outputs. `paged` is where a cache's pages are described.
-AttentionProblem problem_of(const Attention& op, PagedKeys& paged) {
+// What a problem points to.
+struct Kept {
+  PagedKeys paged;  // describes a cache's pages
+  std::vector<int64_t> lengths;
+};
+
+// Checks everything but the outputs.
+AttentionProblem problem_of(const Attention& op, Kept& kept) {
   check.dtype("q", op.q, kFloats);
   if (op.q.rank != 3 && op.q.rank != 4) {
     check.shape_error("q must be (B, H, Tq, D), or (B, Tq, D) for one head, got shape " +
                       format_shape(op.q));
   }
   AttentionProblem p{};
-  op.cache ? load_cache(op, p, paged) : load_arrays(op, p);
+  op.cache ? load_cache(op, p, kept.paged) : load_arrays(op, p);
   const int rank = op.q.rank;
   p.batch = p.q.shape[0], p.heads = p.q.shape[1];
   p.seqlen_q = p.q.shape[2], p.head_dim = p.q.shape[3];
@@ -120,8 +134,8 @@ AttentionProblem problem_of(const Attention& op, PagedKeys& paged) {
     const int64_t want3[3] = {p.batch, p.seqlen_q, p.seqlen_k};
     p.mask = with_heads(broadcast_mask(op.mask, rank == 4 ? want : want3, rank), 4);
   }
-  check_lengths(op, p.batch, p.seqlen_k);
-  p.kv_lengths = op.kv_lengths || !op.cache ? op.kv_lengths : op.cache->lengths();
+  p.kv_lengths = read_lengths(op, p.batch, p.seqlen_k, kept.lengths);
+  if (op.cache && !op.kv_lengths) p.kv_lengths = op.cache->lengths();
   set_scores(check, op.scores, p.batch, rank == 4, p);
   return p;
 }
@@ -142,8 +156,8 @@ void check_lse(const char* name, const View& v, const Attention& op) {
 }  // namespace
 
 void run(const Attention& op) {
-  PagedKeys paged;
-  const AttentionProblem p = problem_of(op, paged);
+  Kept kept;
+  const AttentionProblem p = problem_of(op, kept);
   check.output("out", op.out, kFloats);
   check_result("out", op.out, op);
   if (op.lse) {
@@ -167,8 +181,8 @@ void run(const Attention& op) {
 void run(const AttentionBackward& op) {
   const Attention& f = op.forward;
   if (f.cache) check.unsupported("gradients through a KVCache are not computed");
-  PagedKeys paged;
-  const AttentionProblem p = problem_of(f, paged);
+  Kept kept;
+  const AttentionProblem p = problem_of(f, kept);
   check.dtype("out", f.out, kFloats);
   check_result("out", f.out, f);
   check.dtype("dout", op.dout, kFloats);
