@@ -236,6 +236,44 @@ def test_a_signal_handler_that_returns_lets_the_kernel_finish():
     run(code)
 
 
+# Each takes a second or so, in parallel regions of a few milliseconds or less, or in one long task.
+MANY_REGIONS = {
+    "matmul, chunks of columns": "tw.matmul(ones(8, 4096), ones(4096, 300_000))",
+    "matmul, one long task": "tw.matmul(ones(1, 100_000_000), ones(100_000_000, 32))",
+    "int8_matmul": "tw.int8_matmul(ones(8, 4096).astype('i1'), ones(4096, 500_000, dtype='i1'))",
+    "attention_varlen": """tw.attention_varlen(
+        ones(300 * 64, 1, 64), ones(300 * 16384, 1, 64), ones(300 * 16384, 1, 64),
+        np.arange(301) * 64, np.arange(301) * 16384)""",
+    "quantize, groups": "tw.quantize(ones(8_000_000, 1), axis=1, group_size=1)",
+    "quantize, matrices": "tw.quantize(np.broadcast_to(np.float32(1), (20_000_000, 2, 2)), axis=1)",
+    "embedding": "tw.embedding(np.broadcast_to(np.int32(0), 300_000_000), ones(3, 0))",
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("call", MANY_REGIONS.values(), ids=MANY_REGIONS)
+def test_signals_are_answered_during_calls_of_many_regions(call, count):
+    """A call that never looks runs a handler once: when it is over."""
+    code = f"""
+        import signal, time
+        import numpy as np, tilewright as tw
+        def ones(*shape, dtype=np.float32):
+            return np.broadcast_to(np.ones(shape[-1:], dtype), shape)
+        tw.set_num_threads({count})
+        rings = []
+        signal.signal(signal.SIGALRM, lambda *_: rings.append(time.monotonic()))
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+        begin = time.monotonic()
+        result = {textwrap.indent(call, " " * 8).strip()}
+        end = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        inside = [t for t in rings if begin < t < end - 0.005]
+        print(len(inside), "rings in", end - begin, "s")
+        assert end - begin < 0.2 or len(inside) >= 4
+    """
+    print(run(code))
+
+
 def test_lengths_are_read_once():
     """Whoever writes to kv_lengths while the kernel runs changes nothing, and it reads no key that
     isn't there."""

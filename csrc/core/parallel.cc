@@ -12,6 +12,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -44,6 +45,33 @@ bool is_main_thread() {
   return syscall(SYS_gettid) == getpid();
 }
 
+struct Region;
+
+// What a thread knows about the call that it is in.
+struct Caller {
+  const Region* region = nullptr;  // of the pool, a task of which it runs
+  double unseen = 0;               // ns of work, estimated, since it last looked at the clock
+  Clock::time_point polled{};      // or when it first looked at the clock in this call
+};
+constinit thread_local Caller t_caller;
+
+bool may_poll() {
+  return g_poll.load(std::memory_order_relaxed) && is_main_thread();
+}
+
+// Whether Ctrl-C ends the call, asked every kPollInterval. If may_poll().
+bool is_interrupted(Clock::time_point now) {
+  auto& polled = t_caller.polled;
+  if (polled == Clock::time_point{}) polled = now;
+  if (now - polled < kPollInterval) return false;
+  polled = now;
+  const auto poll = g_poll.load();
+  const Region* region = std::exchange(t_caller.region, nullptr);  // a handler's calls are its own
+  const bool stop = poll && poll() != 0;
+  t_caller.region = region;
+  return stop;
+}
+
 // One region: a counter that hands out tasks. Lives on the caller's stack; the pool joins before it
 // goes.
 struct Region {
@@ -66,17 +94,13 @@ struct Region {
 
   // The caller's share: the same loop, with a look at Ctrl-C every kPollInterval.
   void work_and_poll() {
-    const auto poll = g_poll.load();
-    if (!poll || !is_main_thread()) return work();
-    auto last = Clock::now();
+    if (!may_poll()) return work();
+    if (t_caller.polled == Clock::time_point{}) t_caller.polled = Clock::now();
     int64_t i;
     while (!cancelled.load(std::memory_order_relaxed) &&
            (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks) {
       run(i);
-      const auto now = Clock::now();
-      if (now - last < kPollInterval) continue;
-      last = now;
-      if (poll() != 0) fail(std::make_exception_ptr(Interrupted{}));
+      if (is_interrupted(Clock::now())) fail(std::make_exception_ptr(Interrupted{}));
     }
   }
 
@@ -116,7 +140,9 @@ class Pool {
       ticket_.fetch_add(1);
     }
     if (sleepers_.load() > 0) wake_.notify_all();
+    t_caller.region = &region;
     region.work_and_poll();
+    t_caller.region = nullptr;
     const int came = helpers - places_.exchange(0, std::memory_order_acq_rel);
     // Their tasks are short, so they are waited for on the spot; yielding gives one that was
     // descheduled this core.
@@ -139,7 +165,9 @@ class Pool {
       spin_.store(max_spin_, std::memory_order_relaxed);  // it came in time: more may follow
       {
         const CallScope scope(region_->options);
+        t_caller.region = region_;
         region_->work();
+        t_caller.region = nullptr;
       }
       left_.fetch_add(1, std::memory_order_release);
     }
@@ -233,6 +261,20 @@ void set_num_threads(int n) {
 
 void set_poll(int (*poll)()) {
   g_poll.store(poll);
+}
+
+void begin_call() {
+  t_caller.polled = {};
+}
+
+void poll_after(double ns) {
+  constexpr double kLook = 5e5;  // a fraction of the interval: estimates may be far too low
+  Caller& me = t_caller;
+  me.unseen += ns;
+  if (me.unseen < kLook) return;
+  me.unseen = 0;
+  if (me.region && me.region->cancelled.load(std::memory_order_relaxed)) throw Interrupted{};
+  if (may_poll() && is_interrupted(Clock::now())) throw Interrupted{};
 }
 
 namespace detail {

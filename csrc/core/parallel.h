@@ -6,7 +6,9 @@
 // - A caller that finds the pool taken (another Python thread's kernel) runs its own tasks alone
 // instead of waiting.
 // - After fork() the child starts with a fresh pool; no lock of the parent is touched.
-// - A task should last well under 20 ms, so that an interrupt is answered within 100 ms.
+// - A task should last well under 20 ms, so that an interrupt is answered within 100 ms; one that
+// may last longer calls poll_after().
+// - A region inside a task of the pool runs on the thread of that task.
 #pragma once
 #include <stdint.h>
 
@@ -15,6 +17,14 @@
 namespace tilewright {
 
 constexpr int kMaxThreads = 1024;
+
+// A call begins on this thread: what came before it does not count towards its first poll.
+void begin_call();
+
+// Where a task or a loop over small regions is long: this thread has done about `ns` more of its
+// call. Now and then that is a look at Ctrl-C, on the main thread, and at whether the region has
+// been given up: throws Interrupted.
+void poll_after(double ns);
 
 namespace detail {
 void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context);
@@ -28,7 +38,7 @@ void parallel_for(int64_t tasks, double work, const Body& body) {
   if (tasks <= 0) return;
   if (work < kWorthWaking) {
     for (int64_t i = 0; i < tasks; ++i) body(i);
-    return;
+    return poll_after(work + 1e3);  // a call may be a great many of these
   }
   detail::run_tasks(
       tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },

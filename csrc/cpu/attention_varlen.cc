@@ -19,6 +19,7 @@ namespace tilewright {
 namespace {
 
 constexpr double kSmallNs = 4e6;
+constexpr double kSequenceNs = 200;  // of one without any row, too
 
 // Rows [begin, end) of x (1, H, T, …).
 View rows_of(View x, int64_t begin, int64_t end) {
@@ -41,7 +42,7 @@ void for_sequences(const AttentionSequences& s, double flops, const Body& body) 
     if (own > kSmallNs) {
       body(i);
     } else {
-      small.push_back(i), work += own;
+      small.push_back(i), work += own + kSequenceNs;
     }
   }
   parallel_for(int64_t(small.size()), work, [&](int64_t i) { body(small[size_t(i)]); });

@@ -72,6 +72,7 @@ void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const Gemm
     for (int64_t k = 0; k < KW; k += g.KC) {
       const int64_t kc = std::min<int64_t>(g.KC, KW - k);
       g.pack_b(b, jc + j, nr, k, kc, K, packed + panel_offset(k, j, KW, g.NR) * g.b_bytes);
+      poll_after(0.2 * double(kc) * g.NR);
     }
   };
   if (parallel) {
@@ -122,6 +123,7 @@ void compute_block(const Gemm& p, const GemmKernels& g, const PanelSource& b, in
   const Scratch sums((one_block ? 1 : rows * cols) * tile_words * 4);
   const Scratch tile(tile_words * 4);
   const Scratch edge(b.direct || b.quantized ? (kc_max * g.NR + kSlack) * 4 : 0);
+  const double block_ns = 0.04 * double(rows * cols * tile_words) * double(kc_max);
   const bool few = b.quantized && rows == 1 && mc <= b.weights->few;  // no panel in between
 
   for (int64_t k = 0; k == 0 || k < KW; k += g.KC) {
@@ -153,6 +155,7 @@ void compute_block(const Gemm& p, const GemmKernels& g, const PanelSource& b, in
         if (last) g.store(sum, i, mr, j, nr, p.epilogue);
       }
     }
+    poll_after(block_ns);  // K may be as long as a caller likes
   }
 }
 
@@ -229,7 +232,8 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
     const int64_t tasks = blocks.row_blocks * blocks.col_blocks;
     if (parallel) {
       const double flops_per_ns = 50;
-      parallel_for(tasks, 2.0 * double(p.M) * double(nc) * double(p.K) / flops_per_ns, task);
+      const auto K = double(std::max<int64_t>(p.K, 1));  // without any, there is still a store
+      parallel_for(tasks, 2.0 * double(p.M) * double(nc) * K / flops_per_ns, task);
     } else {
       for (int64_t t = 0; t < tasks; ++t) task(t);
     }

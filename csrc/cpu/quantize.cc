@@ -100,11 +100,14 @@ void for_blocks(const Grid& grid, double ns_per_element, const Body& body) {
   const int64_t row_blocks = blocks(grid.rows.extent, kRows);
   const int64_t col_blocks = blocks(grid.cols.extent, kColumns), matrices = grid.matrices();
   const double work = double(grid.elements()) * ns_per_element;
+  const double per_matrix =
+      100 + work / double(std::max<int64_t>(1, row_blocks * col_blocks * matrices));
   parallel_for(row_blocks * col_blocks, work, [&](int64_t t) {
     const int64_t i = t % row_blocks * kRows, j = t / row_blocks * kColumns;
     for (int64_t m = 0; m < matrices; ++m) {
       body(m, i, std::min(kRows, grid.rows.extent - i), j,
            std::min(kColumns, grid.cols.extent - j));
+      poll_after(per_matrix);
     }
   });
 }

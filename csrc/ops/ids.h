@@ -1,6 +1,7 @@
 // Integer arguments that must name a row or a class: checked while they are read.
 #pragma once
 #include "core/check.h"
+#include "core/parallel.h"
 #include "tilewright/view.h"
 
 namespace tilewright {
@@ -13,6 +14,7 @@ inline void read_ids(const Check& check, const char* arg, const View& v, int64_t
   int64_t index[kMaxRank] = {};
   int64_t at = 0;
   for (int64_t i = 0; i < n; ++i) {
+    if (i % 65536 == 65535) poll_after(1e5);
     const int64_t id = v.dtype == DType::s32 ? v.ptr<int32_t>()[at] : v.ptr<int64_t>()[at];
     to[i] = id;
     if (ignored && id == *ignored) {

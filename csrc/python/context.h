@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "core/options.h"
+#include "core/parallel.h"
 
 namespace tilewright::python {
 
@@ -33,7 +34,7 @@ class ContextScope {
 // the process is gone.
 class NoGil {
  public:
-  NoGil() : state_(PyEval_SaveThread()) {}
+  NoGil() : state_(PyEval_SaveThread()) { begin_call(); }
   ~NoGil() {
     try {
       PyEval_RestoreThread(state_);

@@ -111,6 +111,74 @@ TEST(the_poll_interrupts_a_region) {
   CHECK(sum_of_tasks(20) == 20);
 }
 
+TEST(the_poll_interrupts_a_call_of_many_short_regions) {
+  static std::atomic<int> polls{0};
+  set_poll([] {
+    ++polls;
+    return -1;
+  });
+  const auto nap = [](int64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
+  // {threads, tasks, work}: in the pool; one task; a region that is too small for the pool; nested
+  for (const auto& [threads, tasks, work] :
+       {std::tuple{2, 4, kMuch}, {2, 1, kMuch}, {1, 3, kMuch}, {2, 2, 19e3}}) {
+    set_num_threads(threads);
+    for (const bool nested : {false, true}) {
+      polls = 0;
+      begin_call();
+      int regions = 0;
+      bool interrupted = false;
+      const auto call = [&, &tasks = tasks, &work = work](int64_t) {
+        for (; regions < 3000; ++regions) parallel_for(tasks, work, nap);
+      };
+      try {
+        nested ? parallel_for(1, kMuch, call) : call(0);
+      } catch (const Interrupted&) {
+        interrupted = true;
+      }
+      CHECK(interrupted);
+      CHECK(polls == 1);
+      CHECK(regions >= 3);
+      CHECK(regions < 2000);
+    }
+  }
+  polls = 0;
+  for (int i = 0; i < 40; ++i) {  // short calls never poll, however many
+    begin_call();
+    parallel_for(2, kMuch, nap);
+  }
+  CHECK(polls == 0);
+  set_poll(nullptr);
+}
+
+TEST(a_long_task_notices_an_interrupt) {
+  static std::atomic<bool> stop{false};
+  set_poll([] { return stop ? -1 : 0; });
+  for (const int threads : {1, 2}) {
+    set_num_threads(threads);
+    for (const bool error : {false, true}) {  // of another task
+      stop = !error;
+      std::atomic<int> ended{0};
+      try {
+        parallel_for(2, kMuch, [&](int64_t i) {
+          if (error && i == 1) throw std::runtime_error("task 1");
+          for (int step = 0; step < 500; ++step) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            poll_after(1e6);
+          }
+          ++ended;
+        });
+        CHECK(false);
+      } catch (const Interrupted&) {
+        CHECK(!error);
+      } catch (const std::runtime_error&) {
+        CHECK(error);
+      }
+      CHECK(ended <= int(error && threads == 1));
+    }
+  }
+  set_poll(nullptr);
+}
+
 namespace {
 
 // A root with /proc/self/cgroup and groups of its own.
