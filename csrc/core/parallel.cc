@@ -282,10 +282,11 @@ namespace detail {
 void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context) {
   Region region{tasks, call, context, call_options()};
   const int threads = int(std::min<int64_t>(tasks, num_threads()));
-  if (threads > 1 && pool().try_run(region, threads)) {
+  const bool alone = threads == 1 || t_caller.region;
+  if (!alone && pool().try_run(region, threads)) {
     Trace::region(tasks, threads);
   } else {
-    if (threads > 1) Trace::fallback("one thread: another thread's call held the pool");
+    if (!alone) Trace::fallback("one thread: another thread's call held the pool");
     Trace::region(tasks, 1);
     region.work_and_poll();
   }

@@ -179,6 +179,21 @@ TEST(a_long_task_notices_an_interrupt) {
   set_poll(nullptr);
 }
 
+TEST(regions_inside_tasks_are_no_fallback) {
+  set_num_threads(2);
+  const auto fallbacks = [] {
+    int64_t n = 0;
+    for (const CallCount& c : fallback_counts()) n += c.count;
+    return n;
+  };
+  const int64_t before = fallbacks();
+  const Trace trace("test", "", [] { return std::string(); });
+  for (int round = 0; round < 20; ++round) {
+    parallel_for(8, kMuch, [](int64_t) { parallel_for(8, kMuch, [](int64_t) {}); });
+  }
+  CHECK(fallbacks() == before);
+}
+
 namespace {
 
 // A root with /proc/self/cgroup and groups of its own.
