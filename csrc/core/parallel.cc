@@ -124,13 +124,11 @@ struct Region {
 // short regions never wait for a sleeping thread.
 class Pool {
  public:
-  // False when another thread's region holds the pool.
-  bool try_run(Region& region, int threads) {
-    if (busy_.exchange(true)) return false;
-    const int helpers = threads - 1;
-    while (int(workers_.size()) < helpers) {
-      workers_.emplace_back([this, seen = ticket_.load()] { serve(seen); });
-    }
+  // How many threads could take part; 0, and nothing done, when another thread's region holds the
+  // pool.
+  int try_run(Region& region, int threads) {
+    if (busy_.exchange(true)) return 0;
+    const int helpers = start_workers(threads - 1);
     region_ = &region;
     left_.store(0, std::memory_order_relaxed);
     places_.store(helpers, std::memory_order_release);
@@ -154,10 +152,22 @@ class Pool {
       }
     }
     busy_.store(false, std::memory_order_release);
-    return true;
+    return helpers + 1;
   }
 
  private:
+  // So many of them, or as many as the system lets there be (a limit on processes, no memory).
+  int start_workers(int wanted) {
+    try {
+      while (int(workers_.size()) < wanted) {
+        workers_.emplace_back([this, seen = ticket_.load()] { serve(seen); });
+      }
+    } catch (const std::exception&) {
+      Trace::fallback("fewer threads: the system would start no more");
+    }
+    return std::min(wanted, int(workers_.size()));
+  }
+
   void serve(uint64_t seen) {
     for (;;) {
       seen = next_ticket(seen);
@@ -283,8 +293,9 @@ void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* co
   Region region{tasks, call, context, call_options()};
   const int threads = int(std::min<int64_t>(tasks, num_threads()));
   const bool alone = threads == 1 || t_caller.region;
-  if (!alone && pool().try_run(region, threads)) {
-    Trace::region(tasks, threads);
+  const int came = alone ? 0 : pool().try_run(region, threads);
+  if (came > 0) {
+    Trace::region(tasks, came);
   } else {
     if (!alone) Trace::fallback("one thread: another thread's call held the pool");
     Trace::region(tasks, 1);

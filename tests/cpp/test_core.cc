@@ -194,6 +194,37 @@ TEST(regions_inside_tasks_are_no_fallback) {
   CHECK(fallbacks() == before);
 }
 
+TEST(a_pool_works_with_the_threads_that_the_system_allows) {
+  set_num_threads(2);
+  CHECK(sum_of_tasks(20) == 20);
+  pthread_attr_t attributes;
+  size_t size = 0;
+  CHECK(pthread_getattr_default_np(&attributes) == 0);
+  pthread_attr_getstacksize(&attributes, &size);
+  pthread_attr_setstacksize(&attributes, size_t(1) << 48);  // no thread can have such a stack
+  CHECK(pthread_setattr_default_np(&attributes) == 0);
+  const auto fallbacks = [](const char* reason) {
+    int64_t n = 0;
+    for (const CallCount& c : fallback_counts()) {
+      if (std::strstr(c.kernel, reason)) n += c.count;
+    }
+    return n;
+  };
+  const int64_t fewer = fallbacks("fewer threads"), held = fallbacks("held the pool");
+  {
+    const Trace trace("test", "", [] { return std::string(); });
+    set_num_threads(400);
+    CHECK(sum_of_tasks(1000) == 1000);
+    set_num_threads(2);
+    CHECK(sum_of_tasks(1000) == 1000);
+  }
+  CHECK(fallbacks("fewer threads") == fewer + 1);
+  CHECK(fallbacks("held the pool") == held);
+  pthread_attr_setstacksize(&attributes, size);
+  CHECK(pthread_setattr_default_np(&attributes) == 0);
+  pthread_attr_destroy(&attributes);
+}
+
 namespace {
 
 // A root with /proc/self/cgroup and groups of its own.
