@@ -59,12 +59,12 @@ double cgroup_quota(const std::string& root) {
   return least;
 }
 
-std::vector<ThreadLimit> thread_limits() {
+std::vector<ThreadLimit> thread_limits(const std::string& root) {
   std::vector<ThreadLimit> limits = {{"affinity", double(cpus_of_affinity())}};
   const auto add = [&](const char* source, double cores) {
     if (cores > 0) limits.push_back({source, cores});
   };
-  add("cgroup quota", cgroup_quota());
+  add("cgroup quota", cgroup_quota(root));
   for (const char* variable : {"OMP_NUM_THREADS", "TILEWRIGHT_NUM_THREADS"}) {
     add(variable, double(env::get_int(variable, 0)));
   }

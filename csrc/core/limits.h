@@ -12,8 +12,8 @@ struct ThreadLimit {
 };
 
 // The CPUs of the affinity mask; then, each where there is one, the control groups' quota,
-// OMP_NUM_THREADS and TILEWRIGHT_NUM_THREADS. The default is the least of them.
-std::vector<ThreadLimit> thread_limits();
+// OMP_NUM_THREADS and TILEWRIGHT_NUM_THREADS. The default is the least of them. `root`: as below.
+std::vector<ThreadLimit> thread_limits(const std::string& root = "");
 
 // Cores that the CPU quotas of this process's control group and of those above it allow, v2 or v1;
 // 0 without a quota. `root` stands before /proc and /sys.

@@ -241,6 +241,7 @@ class FakeRoot {
     std::ofstream(path_ / file) << text;
   }
   double quota() const { return cgroup_quota(path_.string()); }
+  std::vector<ThreadLimit> limits() const { return thread_limits(path_.string()); }
 
  private:
   std::filesystem::path path_;
@@ -278,6 +279,22 @@ TEST(cgroup_v1_quotas_are_read) {
   CHECK(root.quota() == 3);
   root.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n");
   CHECK(root.quota() == 0);
+}
+
+TEST(the_quota_is_one_of_the_limits) {
+  const FakeRoot root;
+  const auto quotas = [&] {
+    std::vector<double> found;
+    for (const ThreadLimit& l : root.limits()) {
+      if (std::strcmp(l.source, "cgroup quota") == 0) found.push_back(l.cores);
+    }
+    return found;
+  };
+  CHECK(quotas().empty());
+  root.write("proc/self/cgroup", "0::/group\n");
+  root.write("sys/fs/cgroup/group/cpu.max", "150000 100000\n");
+  CHECK(quotas() == std::vector{1.5});
+  CHECK(root.limits().size() == thread_limits("/nowhere").size() + 1);
 }
 
 TEST(the_default_is_the_least_limit) {
