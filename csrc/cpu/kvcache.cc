@@ -64,6 +64,19 @@ void store_rows(const Matrix& from, int64_t rows, int64_t dims, const attention:
   }
 }
 
+// The first `count` rows of a head, from one page to another. What lies beyond them in `from` may
+// be written to meanwhile, by the cache that it is shared with.
+void copy_rows(const PagedKeys& layout, bool value, int64_t head, int64_t count, const char* from,
+               char* to) {
+  const attention::KeyRows source = attention::rows_in_page(layout, value, from, head, 0);
+  const attention::KeyRows target = attention::rows_in_page(layout, value, to, head, 0);
+  const auto copy = [count](const void* of, const void* into, int64_t bytes) {
+    std::memcpy(const_cast<void*>(into), of, size_t(count * bytes));
+  };
+  copy(source.rows.data, target.rows.data, layout.dims * dtype_size(layout.dtype));
+  if (source.scale) copy(source.scale, target.scale, sizeof(float));
+}
+
 // 0 <= i < count, else ShapeError; `what` names the call and the argument.
 void check_index(const char* what, int64_t i, int64_t count) {
   if (i >= 0 && i < count) return;
@@ -190,12 +203,13 @@ void KVCache::fill(const Append& append, const View& k, const View& v,
     const auto [b, j] = tasks[size_t(index)];
     const Append::Sequence& s = append.sequences[size_t(b)];
     char* page = s.pages[j].get();
-    if (j == 0 && s.shared) std::memcpy(page, s.shared.get(), size_t(state_->page_bytes));
+    const char* shared = j == 0 ? s.shared.get() : nullptr;
     const int64_t begin = (s.length / shape().page + int64_t(j)) * shape().page;
     const int64_t first = std::max(begin, s.length);
     const int64_t end = std::min(begin + shape().page, s.length + append.tokens);
     for (const bool value : {false, true}) {
       for (int64_t h = 0; h < shape().heads; ++h) {
+        if (shared) copy_rows(state_->layout, value, h, first - begin, shared, page);
         const Matrix from =
             attention::from_row(attention::head_matrix(value ? v : k, b, h), first - s.length);
         store_rows(from, end - first, shape().head_dim,
