@@ -13,6 +13,7 @@ An op is a class of static functions under ``@op``; ``ops/layernorm.py`` is one 
 - ``cost(x, ...)`` counts floating-point operations and bytes moved at least, for the benches.
 - ``cases`` name the shapes that tests and benches run; ``make(case, rng, dtype)`` turns one into
   (args, kwargs).
+- ``bench`` is optional: the cases that the bench times, else the largest of ``cases``.
 - ``straight_through(case)`` is optional: whether the reference rounds its inputs there, so that the
   gradient passes straight through and is not the derivative of the reference.
 - ``call(op, ...)`` is optional: the whole of ``op(...)`` for plain arrays, where every tenth of a
