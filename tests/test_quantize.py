@@ -119,6 +119,9 @@ def test_transposing_is_free(bits, symmetric, rng):
         assert np.shares_memory(t.scale, q.scale)
         np.testing.assert_array_equal(tw.dequantize(t), tw.dequantize(q).T)
         assert (t.T.along, t.T.axis, t.T.shape) == (q.along, q.axis, q.shape)
+    for flat in (tw.quantize(x[0], bits=bits, symmetric=symmetric), tw.quantize(x[0], axis=0)):
+        assert flat.T.shape == (35,)  # there may be no reduced axis
+        np.testing.assert_array_equal(tw.dequantize(flat.T), tw.dequantize(flat))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

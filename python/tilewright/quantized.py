@@ -8,6 +8,8 @@ import numpy as np
 
 from tilewright.errors import DtypeError, ShapeError, UnsupportedError
 
+_BYTES = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
+
 
 class QuantizedArray:
     """What ``tw.quantize`` returns: x ~ scale * q + offset.
@@ -47,7 +49,7 @@ class QuantizedArray:
         shape: tuple[int, ...] | None = None,
         along: int | None = None,
     ) -> None:
-        if getattr(data, "dtype", None) not in (np.int8, np.uint8):
+        if getattr(data, "dtype", None) not in _BYTES:
             got = getattr(data, "dtype", type(data).__name__)
             raise DtypeError(f"QuantizedArray: data must be an int8 or uint8 array, got {got}")
         check_bits("QuantizedArray", bits)
@@ -58,6 +60,25 @@ class QuantizedArray:
         self.shape: tuple[int, ...] = self._shape(shape)
         self.scale: Any = self._floats("scale", scale)
         self.offset: Any = None if offset is None else self._floats("offset", offset)
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        scale: Any,
+        offset: Any,
+        *,
+        shape: tuple[int, ...],
+        axis: int | None,
+        along: int,
+        bits: int,
+        group_size: int | None,
+    ) -> QuantizedArray:
+        """Return one of parts that are known to fit: the constructor without its checks."""
+        made = cls.__new__(cls)
+        made.data, made.scale, made.offset, made.shape = data, scale, offset, shape
+        made.axis, made.along, made.bits, made.group_size = axis, along, bits, group_size
+        return made
 
     def _shape(self, given: tuple[int, ...] | None) -> tuple[int, ...]:
         """The logical shape, which the data bear out."""
@@ -107,15 +128,15 @@ class QuantizedArray:
     def T(self) -> QuantizedArray:
         """The axes reversed, as ``numpy.ndarray.T``; nothing is copied."""
         last = self.ndim - 1
-        return QuantizedArray(
+        return QuantizedArray.of(
             self.data.T,
             self.scale.T,
-            None if self.axis is None else last - self.axis,
+            None if self.offset is None else self.offset.T,
+            shape=self.shape[::-1],
+            axis=None if self.axis is None else last - self.axis,
+            along=last - self.along if self.along >= 0 else -1,
             bits=self.bits,
             group_size=self.group_size,
-            offset=None if self.offset is None else self.offset.T,
-            shape=self.shape[::-1],
-            along=last - self.along if self.ndim else None,
         )
 
     def integers(self) -> Any:

@@ -215,6 +215,8 @@ def empty_in_order(like: Any, dtype: Any) -> Any:
 
     A transposed view stays one, and is read and written along memory.
     """
+    if like.flags.c_contiguous:
+        return _core.empty(like.shape, dtype)
     order = sorted(range(like.ndim), key=lambda d: -abs(like.strides[d]))
     made = _core.empty(tuple(like.shape[d] for d in order), dtype)
     return made if order == sorted(order) else made.transpose(np.argsort(order))

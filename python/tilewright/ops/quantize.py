@@ -23,6 +23,8 @@ from tilewright.quantized import (
 )
 from tilewright.registry import empty_in_order
 
+_SIGNED, _UNSIGNED = np.dtype(np.int8), np.dtype(np.uint8)
+
 
 def quantize(
     x: Any,
@@ -66,7 +68,7 @@ def quantize(
         raise DtypeError(f"quantize: x must be an array, got {type(x).__name__}")
     axis, along = check_axes("quantize", "x", x.shape, axis, None, bits)
     check_groups("quantize", "x", x.shape, axis, group_size)
-    kind = np.dtype(np.int8 if symmetric else np.uint8)
+    kind = _SIGNED if symmetric else _UNSIGNED
     if out is None:
         scale = _core.empty(scale_shape(x.shape, axis, along, group_size), np.float32)
         offset = None if symmetric else _core.empty_like(scale)
@@ -82,8 +84,15 @@ def quantize(
         if bits == 4:
             out.data[...] = data
         return out
-    return QuantizedArray(
-        data, scale, axis, bits=bits, group_size=group_size, offset=offset, shape=x.shape
+    return QuantizedArray.of(
+        data,
+        scale,
+        offset,
+        shape=x.shape,
+        axis=axis,
+        along=along,
+        bits=bits,
+        group_size=group_size,
     )
 
 
