@@ -87,21 +87,22 @@ class attention:
                 raise UnsupportedError("attention: gradients through a KVCache are not computed")
             k, like_v = k.core, q
         # What is no array gets any result: the kernel's own check words the error.
-        known = isinstance(q, np.ndarray) and isinstance(like_v, np.ndarray)
-        known = known and q.ndim > 0 and like_v.ndim > 0
-        q_shape, dtype = (q.shape if known else (0,)), _core.result_dtype(q, k, v)
-        shape = (*q_shape[:-1], like_v.shape[-1]) if known else (0,)
+        q_shape, last = getattr(q, "shape", ()) or (0,), getattr(like_v, "shape", ())[-1:] or (0,)
+        shape, dtype = q_shape[:-1] + last, _core.result_dtype(q, k, v)
         if scale is None:
             scale = 1 / math.sqrt(q_shape[-1] or 1)
+        lse = None
+        if return_lse:
+            out, lse = outs_for("attention", out, "out", "lse")
         # The backward pass reads the result before it is rounded to 16 bits.
         exact = bool(ctx.needs) and dtype != _FLOAT32
-        out, lse = outs_for("attention", out, "out", "lse") if return_lse else (out, None)
         given = empty_for(None if exact else out, shape, _FLOAT32 if exact else dtype)
         if return_lse or ctx.needs:
             lse = empty_for(lse, shape[:-1], np.float32)
         options = score_options("attention", window, softcap, alibi_slopes, dropout_p, seed)
         _core.attention_forward(q, k, v, mask, kv_lengths, causal, scale, given, lse, **options)
-        ctx.save(q, k, v, mask, kv_lengths, causal, scale, given, lse, options)
+        if ctx.needs:
+            ctx.save(q, k, v, mask, kv_lengths, causal, scale, given, lse, options)
         result = given.astype(dtype) if exact else given
         return (result, lse) if return_lse else result
 
