@@ -4,6 +4,7 @@
 #   tilewright_emulated_fast       compile and link kernels with this to run them fast, or
 #   tilewright_emulated_checked    with this to check every load and store
 #   add_emulated_kernels(NAME fast|checked SOURCES)    a library of kernels, .cu or .cc
+#   _emulated_fast, _emulated_checked    the extension with those kernels: what _core is, and a GPU
 
 if(SKBUILD)
   message(FATAL_ERROR "TILEWRIGHT_EMULATOR is for tests: no wheel has the emulator.")
@@ -77,4 +78,18 @@ file(GLOB TILEWRIGHT_CUDA_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/c
 if(TILEWRIGHT_CUDA_SOURCES)
   add_emulated_kernels(tilewright_kernels_fast fast ${TILEWRIGHT_CUDA_SOURCES})
   add_emulated_kernels(tilewright_kernels_checked checked ${TILEWRIGHT_CUDA_SOURCES})
+endif()
+
+# The extension module as it is with CUDA, but emulated: tests load it in the place of _core. What the front doors and
+# the binding are compiled with differs from _core's by TILEWRIGHT_HAS_GPU alone; everything below is libtilewright's.
+if(TILEWRIGHT_PYTHON)
+  file(GLOB gpu_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/ops/*.cc ${PROJECT_SOURCE_DIR}/csrc/python/gpu/*.cc)
+  add_library(tilewright_emulated_extension OBJECT ${TILEWRIGHT_BINDING_SOURCES} ${gpu_sources})
+  target_link_libraries(tilewright_emulated_extension PRIVATE tilewright_extension tilewright_emulated_flags)
+  target_compile_definitions(tilewright_emulated_extension PRIVATE TILEWRIGHT_HAS_GPU="emulated" TILEWRIGHT_EMULATE=1)
+  target_compile_options(tilewright_emulated_extension PRIVATE -O1)
+  foreach(mode IN ITEMS fast checked)
+    pybind11_add_module(_emulated_${mode} MODULE $<TARGET_OBJECTS:tilewright_emulated_extension>)
+    target_link_libraries(_emulated_${mode} PRIVATE tilewright $<LINK_ONLY:tilewright_kernels_${mode}>)
+  endforeach()
 endif()

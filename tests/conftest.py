@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
+import emulated
+
+# The generic tests on emulated CUDA: the extension must be in place before tilewright is imported.
+if EXTENSION := os.environ.get("TILEWRIGHT_EMULATED"):
+    emulated.load(EXTENSION)
+
 import harness
 from tilewright import _core
+
+if EXTENSION:
+    emulated.wrap_ops()
+else:
+    collect_ignore = ["test_emulated.py"]
 
 
 def pytest_addoption(parser):
@@ -38,6 +50,8 @@ def cpu_name():
 
 
 def levels(config):
+    if EXTENSION:
+        return ["generic"]  # kernels of the device have no levels
     wanted = [name for name in config.getoption("--isa").split(",") if name]
     unknown = set(wanted) - set(harness.SUPPORTED_ISAS)
     if unknown:

@@ -29,6 +29,10 @@ void Check::present(const char* arg, const View& v) const {
 
 void Check::dtype(const char* arg, const View& v, std::initializer_list<DType> allowed) const {
   present(arg, v);
+  if (v.device == Device::gpu && !has_cuda) {
+    unsupported(std::string("there is no CUDA kernel yet, and ") + arg +
+                " is in a GPU's memory; copy it to the CPU");
+  }
   std::string names;
   for (const DType& t : allowed) {
     if (v.dtype == t) return;

@@ -23,7 +23,10 @@ inline std::string format_shape(const View& v) {
 }
 
 struct Check {
+  static constexpr bool on_gpu_too = true;
+
   const char* op;
+  bool has_cuda = false;  // else arrays of a GPU are refused
 
   void present(const char* arg, const View& v) const;
   void dtype(const char* arg, const View& v, std::initializer_list<DType> allowed) const;

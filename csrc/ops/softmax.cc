@@ -2,15 +2,17 @@
 #include "cpu/softmax.h"
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 
 namespace tilewright {
 namespace {
 
 Check check_of(bool log) {
-  return Check{log ? "log_softmax" : "softmax"};
+  return Check{log ? "log_softmax" : "softmax", Check::on_gpu_too};
 }
 
 }  // namespace
@@ -24,7 +26,10 @@ void run(const SoftmaxForward& op) {
   check.no_overlap("out", op.y, "x", op.x, true);
   if (op.x.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace(check.op, table.isa, [&] { return format_shape(op.x); });
+  const Trace trace(check.op, level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::softmax_forward(op);
+  }
   softmax_forward(op, table);
 }
 
@@ -40,8 +45,11 @@ void run(const SoftmaxBackward& op) {
   check.no_overlap("dx", op.dx, "dy", op.dy, true);
   if (op.y.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace(op.log ? "log_softmax_backward" : "softmax_backward", table.isa,
+  const Trace trace(op.log ? "log_softmax_backward" : "softmax_backward", level_of(op.y, table.isa),
                     [&] { return format_shape(op.y); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.y)) return cuda::softmax_backward(op);
+  }
   softmax_backward(op, table);
 }
 

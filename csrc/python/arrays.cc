@@ -7,9 +7,11 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/overlap.h"
 #include "core/recycle.h"
+#include "python/gpu/arrays.h"
 #include "python/module.h"
 
 namespace tilewright::python {
@@ -76,44 +78,52 @@ bool is_array(PyObject* object) {
   return PyArray_Check(object);
 }
 
+void describe(View& view, pybind11::handle dtype, int rank, const int64_t* shape,
+              const int64_t* strides, bool aligned) {
+  const auto descr = reinterpret_cast<PyArray_Descr*>(dtype.ptr());
+  const DType known = dtype_of(descr);
+  if (known == DType::other) {
+    view.note = PyArray_ISNBO(descr->byteorder) ? descr->typeobj->tp_name : "a big-endian array";
+    return;
+  }
+  if (rank > kMaxRank) {
+    view.note = "an array of more than 8 axes";
+    return;
+  }
+  if (!aligned) {
+    view.note = "an array that is not aligned to its elements; use np.require(x, requirements='A')";
+    return;
+  }
+  const int64_t size = dtype_size(known);
+  view.rank = rank;
+  for (int d = 0; d < rank; ++d) {
+    view.shape[d] = shape[d];
+    view.stride[d] = strides[d] / size;
+    if (view.stride[d] * size != strides[d] && view.shape[d] > 1) {
+      view.note = "an array whose strides are no multiples of its element size";
+      return;
+    }
+  }
+  view.dtype = known;
+}
+
 View to_view(PyObject* object) {
   View view;
   if (object == Py_None) return view;
   view.present = true;
   if (!PyArray_Check(object)) {
+    if constexpr (kHasGpu) {
+      if (read_gpu_array(object, view)) return view;
+    }
     view.note = Py_TYPE(object)->tp_name;
     return view;
   }
   const auto array = reinterpret_cast<PyArrayObject*>(object);
-  const int rank = PyArray_NDIM(array);
-  const DType dtype = dtype_of(PyArray_DESCR(array));
-  if (dtype == DType::other) {
-    view.note =
-        PyArray_ISNOTSWAPPED(array) ? PyArray_DESCR(array)->typeobj->tp_name : "a big-endian array";
-    return view;
-  }
-  if (rank > kMaxRank) {
-    view.note = "an array of more than 8 axes";
-    return view;
-  }
-  if (!PyArray_ISALIGNED(array)) {
-    view.note = "an array that is not aligned to its elements; use np.require(x, requirements='A')";
-    return view;
-  }
-  const int64_t size = PyArray_ITEMSIZE(array);
   view.data = PyArray_DATA(array);
   view.writable = PyArray_ISWRITEABLE(array);
-  view.rank = rank;
-  for (int d = 0; d < rank; ++d) {
-    const int64_t stride = PyArray_STRIDE(array, d);
-    view.shape[d] = PyArray_DIM(array, d);
-    view.stride[d] = stride / size;
-    if (view.stride[d] * size != stride && view.shape[d] > 1) {
-      view.note = "an array whose strides are no multiples of its element size";
-      return view;
-    }
-  }
-  view.dtype = dtype;
+  static_assert(sizeof(npy_intp) == sizeof(int64_t));
+  describe(view, reinterpret_cast<PyObject*>(PyArray_DESCR(array)), PyArray_NDIM(array),
+           PyArray_DIMS(array), PyArray_STRIDES(array), PyArray_ISALIGNED(array));
   return view;
 }
 
@@ -167,6 +177,9 @@ PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(PyExc_TypeError, "_core.empty takes a shape and a dtype");
     return nullptr;
   }
+  if constexpr (kHasGpu) {
+    if (gpu_maker()) return PyObject_CallMethod(gpu_maker(), "empty", "OO", args[0], args[1]);
+  }
   if (!PyArray_IntpConverter(args[0], &shape)) return nullptr;
   PyObject* array = nullptr;
   if (PyArray_DescrConverter(args[1], &descr)) {
@@ -180,6 +193,9 @@ PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // empty_like(x): same shape, dtype and order of axes
 PyObject* empty_like(PyObject*, PyObject* x) {
+  if constexpr (kHasGpu) {
+    if (gpu_maker()) return PyObject_CallMethod(gpu_maker(), "empty_like", "O", x);
+  }
   PyObject* model = PyArray_FROM_O(x);
   if (!model) return nullptr;
   const auto array = reinterpret_cast<PyArrayObject*>(model);
@@ -193,8 +209,12 @@ PyObject* empty_like(PyObject*, PyObject* x) {
 PyObject* result_dtype(PyObject*, PyObject* const* args, Py_ssize_t count) {
   DType found = DType::other;
   for (Py_ssize_t i = 0; i < count; ++i) {
-    if (!PyArray_Check(args[i])) continue;
-    const DType own = dtype_of(PyArray_DESCR(reinterpret_cast<PyArrayObject*>(args[i])));
+    DType own = DType::other;
+    if (PyArray_Check(args[i])) {
+      own = dtype_of(PyArray_DESCR(reinterpret_cast<PyArrayObject*>(args[i])));
+    } else if constexpr (kHasGpu) {
+      own = to_view(args[i]).dtype;
+    }
     if (is_float(own)) found = found == DType::other ? own : promote(found, own);
   }
   return reinterpret_cast<PyObject*>(PyArray_DescrFromType(type_number(found)));
@@ -217,6 +237,12 @@ PyObject* new_array(const int64_t* shape, int rank, DType dtype) {
   int64_t items = 1;
   for (int d = 0; d < rank; ++d) items *= dims[d] = shape[d];
   const int type = type_number(dtype);
+  if constexpr (kHasGpu) {
+    if (gpu_maker()) {
+      return PyObject_CallMethod(gpu_maker(), "empty", "NN", PyArray_IntTupleFromIntp(rank, dims),
+                                 PyArray_DescrFromType(type));
+    }
+  }
   return allocate(size_t(items * dtype_size(dtype)),
                   [&] { return PyArray_SimpleNew(rank, dims, type); });
 }

@@ -14,6 +14,10 @@ void import_numpy();
 int bfloat16_type();  // NumPy's number for ml_dtypes.bfloat16
 bool is_array(PyObject* object);
 View to_view(PyObject* object);
+// Fills what a view has besides its memory, from strides in bytes; or says in `note` why no kernel
+// takes the array.
+void describe(View& view, pybind11::handle dtype, int rank, const int64_t* shape,
+              const int64_t* strides, bool aligned);
 // A float dtype from what np.dtype() accepts, for the argument `arg` of `op`.
 DType float_dtype(const char* op, const char* arg, PyObject* dtype);
 PyObject* new_array(const int64_t* shape, int rank, DType dtype);

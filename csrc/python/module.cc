@@ -1,7 +1,9 @@
 #include "python/module.h"
 
 #include "core/check.h"
+#include "core/device.h"
 #include "python/arrays.h"
+#include "python/gpu/arrays.h"
 
 namespace py = pybind11;
 using namespace tilewright;
@@ -33,4 +35,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   python::register_attention(m);
   python::register_optim(m);
   python::register_roofline(m);
+  if constexpr (kHasGpu) python::register_gpu(m);
 }

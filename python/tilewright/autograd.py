@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilewright.errors import ShapeError
+from tilewright.device import Device, as_array, device_of, running_on
+from tilewright.errors import DeviceError, ShapeError
 from tilewright.interop import PLAIN, Exported, array_over, importer_of, is_foreign
 from tilewright.tensor import Operators
 
@@ -43,12 +44,16 @@ def no_grad() -> Iterator[None]:
 
 
 class Context:
-    """What a forward call hands to its backward: ``needs`` (input names), ``saved`` (anything)."""
+    """What a forward call hands to its backward.
 
-    __slots__ = ("needs", "saved")
+    ``needs`` (input names), ``saved`` (anything), ``device`` (where the arrays are; None: the CPU).
+    """
 
-    def __init__(self, needs: frozenset[str]) -> None:
+    __slots__ = ("device", "needs", "saved")
+
+    def __init__(self, needs: frozenset[str], device: Device | None = None) -> None:
         self.needs = needs
+        self.device = device
         self.saved: tuple[Any, ...] = ()
 
     def save(self, *values: Any) -> None:
@@ -102,7 +107,8 @@ class Node:
                     "saved it; compute the gradient first, or write to a copy"
                 )
         assert self.op.backward is not None
-        found = self.op.backward(self.ctx, *douts)
+        with running_on(self.ctx.device):
+            found = self.op.backward(self.ctx, *douts)
         self.ctx = None
         if len(self.op.grads) == 1 and not isinstance(found, tuple):
             found = (found,)
@@ -160,36 +166,66 @@ def unwrap(value: Any, what: str = "an array") -> Any:
 class _Arrays:
     """The arrays that stand for one call's arguments, and how its results go back."""
 
-    __slots__ = ("importer", "name", "outs", "tensors")
+    __slots__ = ("device", "host", "importer", "name", "outs", "tensors")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.device: Device | None = None  # of the arguments; then none may be NumPy's
+        self.host = ""  # the first argument that is an array of the CPU
         self.tensors = False  # whether some argument is a Tensor: then the results are
         self.importer: Any = None  # of the first foreign argument: makes results of its kind
         self.outs: list[tuple[Any, Any]] = []  # arrays to write to, and the objects given for them
 
     def read(self, value: Any, argument: str) -> Any:
+        if type(value) is np.ndarray:
+            self.host = self.host or argument
         if type(value) in PLAIN:
             return value
         if type(value) is tuple and argument == "out":
             return tuple(self.read(v, "out") for v in value)
+        device = device_of(value)
         if type(value) is Tensor:
             self.tensors = True
             array = value.data
+            device = device_of(array)
+            if device is None:
+                self.host = self.host or argument
+        elif device is not None:
+            array = value
         elif is_foreign(value):
             array = array_over(value, f"{self.name}: {argument}")
             self.importer = self.importer or importer_of(value)
         else:
             return value
+        if device is not None:
+            self._settle(device, argument)
         if argument == "out":
             self.outs.append((array, value))
         return array
+
+    def _settle(self, device: Device, argument: str) -> None:
+        if self.device not in (None, device):
+            raise DeviceError(
+                f"{self.name}: {argument} must be on the same device as the arguments before it, "
+                f"got {device.name} and {self.device.name}"
+            )
+        self.device = device
+
+    def check(self) -> None:
+        """Refuse arrays of the CPU beside those of a device."""
+        if self.device is not None and self.host:
+            raise DeviceError(
+                f"{self.name}: {self.host} must be on {self.device.name} like the other arrays, "
+                "got an array of the CPU"
+            )
 
     def answer(self, result: Any) -> Any:
         """The object that was given as ``out``, else a Tensor, else a guest's kind, else NumPy."""
         for array, value in self.outs:
             if array is result:
                 return value
+        if self.device is not None and device_of(result) is not None:
+            return Tensor(result) if self.tensors else result
         if not isinstance(result, _ARRAYS):  # a QuantizedArray is its own kind
             return result
         if self.tensors:
@@ -212,18 +248,20 @@ def apply(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             value = inputs.get(name)
             if type(value) is Tensor and value.requires_grad:
                 recorded[name] = value
-    ctx = Context(frozenset(recorded)) if recorded else NO_TAPE
     out = inputs.get("out")
     if recorded and out is not None:
         raise RuntimeError(f"{op.name}: out= can't be recorded; use it under no_grad()")
     arrays = _Arrays(op.name)
     positional = [arrays.read(a, name) for a, name in zip(args, op.params, strict=False)]
     named = {name: arrays.read(v, name) for name, v in kwargs.items()}
+    arrays.check()
+    ctx = Context(frozenset(recorded), arrays.device) if recorded else NO_TAPE
     if out is not None:
         op.check_out(named.get("out"), positional, named)
         _mark_written(out)
     try:
-        result = op.forward(ctx, *positional, **named)
+        with running_on(arrays.device):
+            result = op.forward(ctx, *positional, **named)
     except TypeError as error:
         op.check_numbers(error, positional, named)
         raise
@@ -238,7 +276,7 @@ def apply(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             tensor.requires_grad = True
             tensor._node = node
             tensor._index = index
-        if any(isinstance(value, np.ndarray) for value in ctx.saved):
+        if any(isinstance(value, np.ndarray) or device_of(value) for value in ctx.saved):
             for name, value in inputs.items():
                 if type(value) is Tensor:
                     node.watch(name, value)
@@ -272,7 +310,7 @@ def backward(root: Tensor, gradient: Any = None) -> None:
                 "only a single number has the gradient 1"
             )
         gradient = np.ones_like(root.data)
-    gradient = np.asarray(unwrap(gradient))
+    gradient = as_array(unwrap(gradient))
     if gradient.shape != root.data.shape:
         raise ShapeError(
             f"backward: gradient must have shape {root.data.shape} to match the tensor it is for, "
@@ -324,7 +362,7 @@ def _add_to_leaf(leaf: Tensor, grad: Any, alone: bool) -> None:
     if leaf.grad is not None:
         leaf.grad += grad
     else:
-        leaf.grad = np.asarray(grad) if alone else np.array(grad)
+        leaf.grad = as_array(grad) if alone else as_array(grad).copy()
 
 
 def _reverse_topological(root: Node) -> list[Node]:

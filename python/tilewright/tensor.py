@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 import tilewright
+from tilewright.device import device_of
 from tilewright.errors import DeviceError, DtypeError
 from tilewright.interop import capsule_of
 
@@ -299,7 +300,8 @@ def tensor(
     """
     check_device("tensor", device)
     x = _tw.autograd.unwrap(x, "tensor: x")
-    array = np.array(x, dtype=dtype)
+    on_cpu = device_of(x) is None
+    array = np.array(x, dtype=dtype) if on_cpu else x.astype(dtype or x.dtype)  # a copy, there
     if array.dtype == np.float64 and dtype is None and not hasattr(x, "dtype"):
         array = array.astype(np.float32)
     check_dtype("tensor", "x", array)

@@ -57,6 +57,9 @@ constexpr const char* dtype_name(DType t) {
   }
 }
 
+// Where a view's memory is: pointers of one are not for the other.
+enum class Device : uint8_t { cpu, gpu };
+
 constexpr int kMaxRank = 8;
 
 // Non-owning: pointer, dtype, shape and strides in elements (never bytes; they may be 0 or
@@ -66,6 +69,7 @@ struct View {
   DType dtype = DType::other;
   bool present = false;
   bool writable = false;
+  Device device = Device::cpu;
   int rank = 0;
   const char* note = nullptr;  // why no kernel can take this object; every dtype check reports it
   int64_t shape[kMaxRank];

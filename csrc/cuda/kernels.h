@@ -1,0 +1,13 @@
+// The CUDA side of the front doors: one function for each op descriptor, called once its checks are
+// done, with views of a GPU's memory. Each launches on the calling thread's stream (gpu/stream.h) and
+// returns without waiting.
+#pragma once
+#include "tilewright/ops.h"
+
+namespace tilewright::cuda {
+
+// softmax.cu
+void softmax_forward(const SoftmaxForward& op);
+void softmax_backward(const SoftmaxBackward& op);
+
+}  // namespace tilewright::cuda
