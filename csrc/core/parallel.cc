@@ -1,6 +1,7 @@
 #include "core/parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -137,7 +139,10 @@ class Pool {
       const std::lock_guard lock(mutex_);
       ticket_.fetch_add(1);
     }
-    if (sleepers_.load() > 0) wake_.notify_all();
+    if (sleepers_.load() > 0) {
+      keep_off_this_cpu();
+      wake_.notify_all();
+    }
     t_caller.region = &region;
     region.work_and_poll();
     t_caller.region = nullptr;
@@ -156,11 +161,36 @@ class Pool {
   }
 
  private:
+  struct Worker {
+    std::atomic<int> cpu{-1};  // where it last went to sleep
+    std::thread thread;
+  };
+
+  // Linux likes to wake a thread where it last ran. Where that has come to be the caller's CPU, busy
+  // from now on, the worker runs once the region is over and sleeps there again: two threads then
+  // take the time of one, until the load balancer happens to look. So it is sent to the other CPUs of
+  // the process.
+  void keep_off_this_cpu() {
+    const int here = sched_getcpu();
+    for (const auto& worker : workers_) {
+      if (here < 0 || worker->cpu.load(std::memory_order_relaxed) != here) continue;
+      cpu_set_t others;
+      if (sched_getaffinity(getpid(), sizeof others, &others) != 0) return;
+      CPU_CLR(here, &others);
+      if (CPU_COUNT(&others) == 0) return;
+      pthread_setaffinity_np(worker->thread.native_handle(), sizeof others, &others);
+    }
+  }
+
   // So many of them, or as many as the system lets there be (a limit on processes, no memory).
   int start_workers(int wanted) {
     try {
       while (int(workers_.size()) < wanted) {
-        workers_.emplace_back([this, seen = ticket_.load()] { serve(seen); });
+        workers_.reserve(workers_.size() + 1);
+        auto worker = std::make_unique<Worker>();
+        worker->thread =
+            std::thread([this, me = worker.get(), seen = ticket_.load()] { serve(*me, seen); });
+        workers_.push_back(std::move(worker));
       }
     } catch (const std::exception&) {
       Trace::fallback("fewer threads: the system would start no more");
@@ -168,9 +198,9 @@ class Pool {
     return std::min(wanted, int(workers_.size()));
   }
 
-  void serve(uint64_t seen) {
+  void serve(Worker& me, uint64_t seen) {
     for (;;) {
-      seen = next_ticket(seen);
+      seen = next_ticket(me, seen);
       if (!take_place()) continue;
       spin_.store(max_spin_, std::memory_order_relaxed);  // it came in time: more may follow
       {
@@ -193,7 +223,7 @@ class Pool {
 
   // Spin while regions follow each other closely, then park. A spin that came to nothing halves the
   // next one; a region that was joined, or that a full spin would have met, restores it.
-  uint64_t next_ticket(uint64_t seen) {
+  uint64_t next_ticket(Worker& me, uint64_t seen) {
     const auto idle_since = Clock::now();
     const auto spin = spin_.load(std::memory_order_relaxed);
     uint64_t ticket;
@@ -205,6 +235,7 @@ class Pool {
     }
     {
       std::unique_lock lock(mutex_);
+      me.cpu.store(sched_getcpu(), std::memory_order_relaxed);
       sleepers_.fetch_add(1);
       wake_.wait(lock, [&] { return (ticket = ticket_.load()) != seen; });
       sleepers_.fetch_sub(1);
@@ -214,7 +245,7 @@ class Pool {
     return ticket;
   }
 
-  std::vector<std::thread> workers_;
+  std::vector<std::unique_ptr<Worker>> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> ticket_{0};  // counts regions

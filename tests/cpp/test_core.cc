@@ -1,7 +1,9 @@
 // The thread pool, scratch memory, 16-bit floats, and the wording and overlap rules of the checks.
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -192,6 +194,41 @@ TEST(regions_inside_tasks_are_no_fallback) {
     parallel_for(8, kMuch, [](int64_t) { parallel_for(8, kMuch, [](int64_t) {}); });
   }
   CHECK(fallbacks() == before);
+}
+
+// The CPU that a worker runs one of two tasks on, once both have begun; -1 if none came in time.
+template <class Also>
+int cpu_of_worker(const Also& also) {
+  const auto caller = std::this_thread::get_id();
+  std::atomic<int> begun{0}, cpu{-1};
+  parallel_for(2, kMuch, [&](int64_t) {
+    if (std::this_thread::get_id() != caller) {
+      cpu = sched_getcpu();
+      also();
+    }
+    ++begun;
+    for (int i = 0; i < 100'000 && begun < 2; ++i) std::this_thread::yield();
+  });
+  return cpu;
+}
+
+TEST(a_worker_asleep_on_the_callers_cpu_wakes_on_another) {
+  if (num_threads() < 2) return;
+  std::thread([] {  // so that the main thread's CPUs stay what they are
+    const auto pin_to = [](int cpu) {
+      cpu_set_t one;
+      CPU_ZERO(&one);
+      CPU_SET(cpu, &one);
+      CHECK(pthread_setaffinity_np(pthread_self(), sizeof one, &one) == 0);
+    };
+    const int before = cpu_of_worker([&] { pin_to(sched_getcpu()); });  // it would wake there
+    if (before < 0) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // until it sleeps
+    pin_to(before);
+    const int now = cpu_of_worker([] {});
+    CHECK(now >= 0 && now != before);
+  })
+      .join();
 }
 
 TEST(a_pool_works_with_the_threads_that_the_system_allows) {
