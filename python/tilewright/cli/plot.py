@@ -53,7 +53,7 @@ def loss_plot(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#eeeeee")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(edgecolor="none", framealpha=1, borderpad=0.2, loc="upper right")
     axes.margins(x=0.02)
     figure.savefig(path)
     return True
