@@ -158,6 +158,12 @@ class EmulatedDevice:
         made = self.empty([x.shape[d] for d in order], x.dtype)
         return made.transpose(np.argsort(order)) if order != sorted(order) else made
 
+    def put(self, x):
+        return to_device(x)
+
+    def get(self, x):
+        return x.get()
+
     def stream(self):
         return 0
 

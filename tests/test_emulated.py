@@ -83,3 +83,39 @@ def _bits(op, arguments):
         for r in (*outs, *harness.as_tuple(grads))
         if r is not None
     )
+
+
+def test_tensors_move_to_a_device_and_back(rng):
+    host = rng.standard_normal((3, 4)).astype(F32)
+    leaf = tw.tensor(host, requires_grad=True)
+    moved = leaf.to("emulated")
+    assert (leaf.device, moved.device, moved.to("emulated")) == ("cpu", "emulated", moved)
+    np.testing.assert_array_equal(moved.numpy(), host)
+    (moved * moved).sum().to("cpu").backward()
+    np.testing.assert_array_equal(leaf.grad, 2 * host)
+    assert tw.tensor(host, device="emulated").device == "emulated"
+    assert "emulated" not in repr(moved)
+    with pytest.raises(tw.DeviceError, match=r"^to: device must be 'cpu' or 'emulated', got 'cuda"):
+        leaf.to("cuda:1")
+
+
+def test_arithmetic_stays_on_the_device(rng):
+    host = rng.standard_normal((3, 4)).astype(F32)
+    x = tw.tensor(host, device="emulated", requires_grad=True)
+    y = (tw.where(x > 0, x, 0.5 * x) + 1).mean(axis=0).reshape(2, 2).max()
+    assert y.device == "emulated"
+    y.backward()
+    on_cpu = tw.tensor(host, requires_grad=True)
+    (tw.where(on_cpu > 0, on_cpu, 0.5 * on_cpu) + 1).mean(axis=0).reshape(2, 2).max().backward()
+    np.testing.assert_array_equal(x.grad.get(), on_cpu.grad)
+
+
+def test_modules_move_and_come_back():
+    model = tw.nn.Sequential(tw.nn.Linear(3, 4), tw.nn.LayerNorm(4))
+    before = {name: p.numpy().copy() for name, p in model.named_parameters()}
+    assert model.to("emulated") is model
+    assert {p.device for p in model.parameters()} == {"emulated"}
+    model.to("cpu")
+    for name, p in model.named_parameters():
+        assert p.device == "cpu"
+        np.testing.assert_array_equal(p.data, before[name])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tilewright import _core
+from tilewright.device import Device, as_array, device_of, is_array, moved
 from tilewright.errors import ShapeError
 from tilewright.registry import Context, Op, rule
 from tilewright.tensor import check_dtype, is_float
@@ -31,15 +32,15 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Any, Any]:
 
 def _beside(x: Any, other: Any) -> Any:
     """An integer operand as a float where the other one is an array of floats."""
-    if not isinstance(other, np.ndarray) or not is_float(other.dtype):
+    if not is_array(other) or not is_float(other.dtype):
         return x
-    if isinstance(x, np.ndarray):
+    if is_array(x):
         return x if is_float(x.dtype) else x.astype(other.dtype)
     return float(x)
 
 
 def _operand(op: str, arg: str, x: Any) -> Any:
-    if isinstance(x, np.ndarray):
+    if is_array(x):
         check_dtype(op, arg, x)
         return x
     if isinstance(x, np.generic):  # np.sqrt(64) is a float64 that must not widen the result
@@ -54,7 +55,7 @@ def _no_float64(x: Any) -> Any:
 
 def _settle(y: Any, a: Any, b: Any) -> Any:
     """The result in the dtype of its operands: NumPy makes float32 of a bfloat16 and a number."""
-    dtypes = {x.dtype for x in (a, b) if isinstance(x, np.ndarray)}
+    dtypes = {x.dtype for x in (a, b) if is_array(x)}
     if len(dtypes) == 1 and is_float(dtype := dtypes.pop()):
         return y.astype(dtype, copy=False)
     return _no_float64(y)
@@ -62,11 +63,11 @@ def _settle(y: Any, a: Any, b: Any) -> Any:
 
 def _promoted(*xs: Any) -> tuple[Any, ...]:
     """Different floats in the dtype that they make together: NumPy has none for two of 16 bits."""
-    dtypes = {x.dtype for x in xs if isinstance(x, np.ndarray)}
+    dtypes = {x.dtype for x in xs if is_array(x)}
     if len(dtypes) < 2 or not all(is_float(dtype) for dtype in dtypes):
         return xs
     dtype = _core.result_dtype(*xs)
-    return tuple(x.astype(dtype) if isinstance(x, np.ndarray) else x for x in xs)
+    return tuple(x.astype(dtype) if is_array(x) else x for x in xs)
 
 
 class _Like:
@@ -75,8 +76,8 @@ class _Like:
     __slots__ = ("dtype", "shape")
 
     def __init__(self, x: Any) -> None:
-        self.shape = x.shape if isinstance(x, np.ndarray) else ()
-        self.dtype = x.dtype if isinstance(x, np.ndarray) else None
+        self.shape = x.shape if is_array(x) else ()
+        self.dtype = x.dtype if is_array(x) else None
 
     def fit(self, grad: Any) -> Any:
         if grad.shape != self.shape:
@@ -90,6 +91,24 @@ class _Like:
 
 def _sum_dtype(x: Any) -> Any:
     return np.float32 if is_float(x.dtype) else None
+
+
+# Devices --------------------------------------------------------------------------------------
+
+
+@rule(grads=("x",))
+class move:
+    """The same elements in the memory of a device, or of the CPU (None)."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Any, device: Device | None) -> Any:
+        ctx.save(device_of(x))
+        return moved(x, device)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Any) -> Any:
+        (came_from,) = ctx.saved
+        return moved(dy, came_from)
 
 
 # Operators -----------------------------------------------------------------------------------
@@ -252,7 +271,7 @@ class where:
     @staticmethod
     def forward(ctx: Context, condition: Any, a: Any, b: Any) -> Any:
         a, b = _operands("where", a, b)
-        ctx.save(np.asarray(condition), _Like(a), _Like(b))
+        ctx.save(as_array(condition), _Like(a), _Like(b))
         return _settle(np.where(condition, *_promoted(a, b)), a, b)
 
     @staticmethod
@@ -312,7 +331,7 @@ class max:
     @staticmethod
     def forward(ctx: Context, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         y = np.max(x, axis=axis, keepdims=keepdims)
-        ctx.save(x, np.asarray(y), axis, keepdims)
+        ctx.save(x, as_array(y), axis, keepdims)
         return y
 
     @staticmethod

@@ -224,7 +224,7 @@ class _Arrays:
         for array, value in self.outs:
             if array is result:
                 return value
-        if self.device is not None and device_of(result) is not None:
+        if device_of(result) is not None:
             return Tensor(result) if self.tensors else result
         if not isinstance(result, _ARRAYS):  # a QuantizedArray is its own kind
             return result

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from tilewright import _core
+from tilewright.errors import DeviceError
 
 
 class Device(Protocol):
-    """Makes arrays of one kind. ``name`` is "cuda", or what errors call it."""
+    """Makes arrays of one kind. ``name`` is what users call it: "cuda"."""
 
     name: str
 
@@ -26,6 +27,12 @@ class Device(Protocol):
 
     def empty_like(self, x: Any) -> Any:
         """Return a fresh array with the shape, dtype and order of axes of an array of this kind."""
+
+    def put(self, x: Any) -> Any:
+        """Return a copy of a NumPy array on the device."""
+
+    def get(self, x: Any) -> Any:
+        """Return a copy of a device array in NumPy, once what computes it is done."""
 
     def stream(self) -> int:
         """Return the address of the stream that launches go to."""
@@ -45,9 +52,47 @@ def device_of(value: Any) -> Device | None:
     return _DEVICES.get(type(value))
 
 
+def named(op: str, name: Any) -> Device | None:
+    """Return the device that a user's argument names; None is the CPU.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    if name in (None, "cpu"):
+        return None
+    for device in _DEVICES.values():
+        if device.name == name:
+            return device
+    known = " or ".join(repr(n) for n in ("cpu", *(d.name for d in _DEVICES.values())))
+    why = "" if _DEVICES else ", because this build has no CUDA"
+    raise DeviceError(f"{op}: device must be {known}{why}, got {name!r}")
+
+
+def is_device_name(target: Any) -> bool:
+    """Whether this names a device, known or not, and no dtype."""
+    if not isinstance(target, str):
+        return False
+    kinds = ("cpu", "cuda", "gpu", *(device.name for device in _DEVICES.values()))
+    return target.partition(":")[0] in kinds
+
+
+def is_array(value: Any) -> bool:
+    """Whether this is an array, of NumPy or of a device."""
+    return isinstance(value, np.ndarray) or type(value) in _DEVICES
+
+
 def as_array(value: Any) -> Any:
     """Return an array of a device as it is, and anything else as a NumPy array."""
     return np.asarray(value) if device_of(value) is None else value
+
+
+def moved(x: Any, device: Device | None) -> Any:
+    """Return an array in the memory of a device or of the CPU (None): itself where it is there."""
+    here = device_of(x)
+    if here is device:
+        return x
+    host = x if here is None else here.get(x)
+    return host if device is None else device.put(host)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 import tilewright
-from tilewright.device import device_of
-from tilewright.errors import DeviceError, DtypeError
+from tilewright.device import as_array, device_of, is_device_name, moved, named
+from tilewright.errors import DtypeError
 from tilewright.interop import capsule_of
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ class Operators:
 
     @property
     def device(self) -> str:
-        """Where the array is: "cpu"."""
-        return "cpu"
+        """Where the array is: "cpu", or the name of a device."""
+        device = device_of(self.data)
+        return "cpu" if device is None else device.name
 
     def __len__(self) -> int:
         return len(self.data)
@@ -77,15 +78,22 @@ class Operators:
         return (self[i] for i in range(len(self.data)))
 
     def __repr__(self) -> str:
-        body = np.array2string(self.data, prefix="tensor(", separator=", ", threshold=100)
+        body = np.array2string(self._host(), prefix="tensor(", separator=", ", threshold=100)
         tail = ", requires_grad=True" if self.requires_grad else ""
         return f"tensor({body}, dtype={self.data.dtype}{tail})"
 
     # Leaving the tape -------------------------------------------------------------------------
 
     def numpy(self) -> Any:
-        """The array itself, without a copy; after writing to it, call ``mark_written``."""
-        return self.data
+        """The array itself, without a copy; after writing to it, call ``mark_written``.
+
+        Of a Tensor on a device: a copy of its array.
+        """
+        return self._host()
+
+    def _host(self) -> Any:
+        device = device_of(self.data)
+        return self.data if device is None else device.get(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         if dtype is not None and np.dtype(dtype) != self.data.dtype:
@@ -265,14 +273,16 @@ class Operators:
         """The elements in another dtype or on a device; the tensor itself where nothing changes.
 
         Args:
-            target: a dtype or its name, or "cpu", the only device of this build.
+            target: a dtype or its name; "cpu" or the name of another device.
 
         Raises:
-            DtypeError: no Tensor has the dtype. DeviceError: any other device.
+            DtypeError: no Tensor has the dtype. DeviceError: there is no such device.
         """
-        if _is_device(target):
-            check_device("to", target)
-            return self  # type: ignore[return-value]
+        if is_device_name(target):
+            device = named("to", target)
+            if device is device_of(self.data):
+                return self  # type: ignore[return-value]
+            return _tw.arithmetic.move(self, device)
         dtype = np.dtype(target)
         if np.dtype(dtype) == self.data.dtype:
             return self  # type: ignore[return-value]
@@ -292,13 +302,14 @@ def tensor(
         x: an array of any library with ``__dlpack__``, a Tensor, or numbers in lists; Python's
             floats become float32.
         dtype: convert to it.
-        device: "cpu", the only device of this build.
+        device: where to: "cpu" or the name of another device; by default where x is.
         requires_grad: collect a gradient in ``.grad``.
 
     Raises:
-        DtypeError: x is a float64 array, and no dtype is given. DeviceError: another device.
+        DtypeError: x is a float64 array, and no dtype is given. DeviceError: there is no such
+            device.
     """
-    check_device("tensor", device)
+    target = named("tensor", device)
     x = _tw.autograd.unwrap(x, "tensor: x")
     on_cpu = device_of(x) is None
     array = np.array(x, dtype=dtype) if on_cpu else x.astype(dtype or x.dtype)  # a copy, there
@@ -307,19 +318,7 @@ def tensor(
     check_dtype("tensor", "x", array)
     if requires_grad and not is_float(array.dtype):
         raise DtypeError(f"tensor: x must be floating to require a gradient, got {array.dtype}")
-    return _tw.Tensor(array, requires_grad)
-
-
-def _is_device(target: Any) -> bool:
-    return isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda", "gpu")
-
-
-def check_device(op: str, device: Any) -> None:
-    """Refuse the devices that this build does not have."""
-    if device not in (None, "cpu"):
-        raise DeviceError(
-            f"{op}: device must be 'cpu', because this build has no CUDA, got {device!r}"
-        )
+    return _tw.Tensor(array if device is None else moved(array, target), requires_grad)
 
 
 def is_float(dtype: Any) -> bool:
@@ -343,7 +342,7 @@ def check_dtype(op: str, arg: str, array: Any) -> None:
 
 def _compare(compare: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
     b = _tw.autograd.unwrap(b, "tensor: the other side of a comparison")
-    return _tw.Tensor(np.asarray(compare(a.data, b)))
+    return _tw.Tensor(as_array(compare(a.data, b)))
 
 
 def _arrays(index: Any, copied: bool = False) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 import tilewright
 from tilewright.autograd import Tensor, unwrap
+from tilewright.device import is_device_name, moved, named
 from tilewright.errors import DtypeError, FormatError, ShapeError
 from tilewright.tensor import is_float, tensor
 
@@ -154,22 +155,36 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def to(self: M, dtype: Any) -> M:
-        """Convert the floating parameters and buffers, in place; gradients are forgotten.
+    def to(self: M, target: Any) -> M:
+        """Convert the floating parameters and buffers, or move all of them to a device, in place.
 
-        The scales and offsets of quantized weights stay float32.
+        Gradients are forgotten. The scales and offsets of quantized weights stay float32.
+
+        Args:
+            target: a dtype or its name; "cpu" or the name of another device.
+
+        Raises:
+            DeviceError: there is no such device.
         """
+        if is_device_name(target):
+            device = named("to", target)
+            self._convert(lambda x: moved(x, device), every=True)
+        else:
+            self._convert(lambda x: x.astype(target, copy=False), every=False)
+        return self
+
+    def _convert(self, convert: Callable[[Any], Any], every: bool) -> None:
         for parameter in self.parameters():
-            if parameter.dtype != dtype:
-                parameter.data = parameter.data.astype(dtype)
+            converted = convert(parameter.data)
+            if converted is not parameter.data:
+                parameter.data = converted
                 parameter.grad = None
                 parameter.mark_written()
         for module in self.modules():
             for name, array in module._buffers.items():
-                if is_float(array.dtype) and name not in module._float32:
-                    setattr(module, name, array.astype(dtype, copy=False))
+                if every or (is_float(array.dtype) and name not in module._float32):
+                    setattr(module, name, convert(array))
             module._mode_changed()
-        return self
 
     def train(self: M, mode: bool = True) -> M:
         """Switch to training: dropout on."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.autograd import Tensor
+from tilewright.device import Device, device_of, running_on
 from tilewright.errors import FormatError, ShapeError
 
 _SIZE = "size"  # of a group: saved in place of its parameters
@@ -96,7 +97,7 @@ class Optimizer:
         """State arrays that p needs under these options and does not have: zeros."""
         state = self.state.get(p, {})
         slots = (slot for slot in self._slots(options) if slot not in state)
-        return {slot: np.zeros(p.shape, np.float32) for slot in slots}
+        return {slot: np.zeros_like(p.data, np.float32, order="C") for slot in slots}
 
     @property
     def params(self) -> list[Tensor]:
@@ -119,18 +120,20 @@ class Optimizer:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             # One call of the kernel is of one step number; an option may need state from now on.
-            alike: dict[tuple[int, bool], list[Tensor]] = {}
+            alike: dict[tuple[int, bool, Device | None], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     missing = self._missing(p, group)
                     self.state[p].update(missing)
                     step = self.state[p]["step"] + 1
-                    alike.setdefault((step, step == 1 or bool(missing)), []).append(p)
-            for (step, fresh), params in alike.items():
+                    fresh = step == 1 or bool(missing)
+                    alike.setdefault((step, fresh, device_of(p.data)), []).append(p)
+            for (step, fresh, device), params in alike.items():
                 states = [self.state[p] for p in params]
                 slots = {slot: [s[slot] for s in states] for slot in self._slots(group)}
                 data, grads = [p.data for p in params], [p.grad for p in params]
-                self._update(group, data, grads, slots, step, fresh)
+                with running_on(device):
+                    self._update(group, data, grads, slots, step, fresh)
                 for p, state in zip(params, states, strict=True):
                     state["step"] = step
                     p.mark_written()
