@@ -1,11 +1,13 @@
-// Ops large enough for the pool, from several callers at once: the bits of one thread. Under
-// ThreadSanitizer (ctest --preset debug-tsan) it also looks for races in what ops share.
+// Ops large enough for the pool, and caches of keys, from several callers at once: the bits of one
+// thread. Under ThreadSanitizer (ctest --preset debug-tsan) also no races in what they share.
 #include <atomic>
 #include <cstring>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "core/recycle.h"
+#include "cpu/kvcache.h"
 #include "guarded.h"
 #include "test.h"
 #include "tilewright/tilewright.h"
@@ -97,6 +99,62 @@ std::vector<Floats> every_op() {
   return out.all;
 }
 
+// A cache of two sequences, used as the binding uses it: what changes the cache or lists its pages
+// holds a lock, what converts rows or reads them does not. Token t is the same everywhere.
+struct LockedCache {
+  static constexpr int64_t kHeads = 2, kDims = 16, kPage = 4, kTokens = 60;
+  KVCache cache;
+  std::mutex& lock;
+
+  LockedCache(KVCache&& made, std::mutex& shared) : cache(std::move(made)), lock(shared) {}
+  LockedCache(DType dtype, std::mutex& shared)
+      : LockedCache(KVCache({1, 2, kHeads, kDims, kTokens, kPage, dtype}), shared) {}
+
+  // Nothing where a sequence would grow too long; false if the cache changed meanwhile.
+  bool append(int64_t tokens) {
+    std::unique_lock held(lock);
+    const int64_t lengths[2] = {cache.length(0, 0), cache.length(0, 1)};
+    if (std::max(lengths[0], lengths[1]) + tokens > kTokens) return true;
+    const KVCache::Append append = cache.plan(0, tokens);
+    held.unlock();
+    Floats rows;
+    for (const int64_t length : lengths) {
+      const Floats upto = numbers((length + tokens) * kDims, 1);
+      for (int64_t h = 0; h < kHeads; ++h) {
+        rows.insert(rows.end(), upto.begin() + length * kDims, upto.end());
+      }
+    }
+    const View x = view_of(rows.data(), {2, kHeads, tokens, kDims});
+    cache.fill(append, x, x, kernels());
+    held.lock();
+    return cache.commit(append);
+  }
+  void truncate(int64_t first, int64_t second) {
+    const std::lock_guard held(lock);
+    cache.truncate(0, first), cache.truncate(1, second);
+  }
+  LockedCache fork() const {
+    const std::lock_guard held(lock);
+    return {cache.fork({1, 0}), lock};
+  }
+  // Attention of one row over each sequence, as (its length, the result).
+  std::vector<std::pair<int64_t, Floats>> attend() const {
+    std::unique_lock held(lock);
+    const KVSnapshot keys = cache.snapshot(0);
+    held.unlock();
+    const int64_t size = kHeads * kDims;
+    const Floats q(size_t(2 * size), 0.5f);
+    Floats out(q.size());
+    Attention op;
+    op.q = view_of(q.data(), {2, kHeads, 1, kDims}), op.cache = &keys;
+    op.out = view_of(out.data(), {2, kHeads, 1, kDims});
+    run(op);
+    const auto* lengths = keys.lengths().ptr<int64_t>();
+    return {{lengths[0], Floats(out.begin(), out.begin() + size)},
+            {lengths[1], Floats(out.begin() + size, out.end())}};
+  }
+};
+
 }  // namespace
 
 TEST(callers_at_once_get_the_bits_of_one_thread) {
@@ -136,6 +194,46 @@ TEST(switches_may_be_turned_while_kernels_run) {
   stop = true;
   caller.join();
   set_isa("");
+}
+
+TEST(kvcaches_grow_fork_and_are_read_at_once) {
+  set_num_threads(2);
+  for (const DType dtype : {DType::f32, DType::s8}) {
+    std::mutex lock;
+    std::vector<Floats> want;  // by length
+    LockedCache alone(dtype, lock);
+    for (int64_t n = 0; n <= LockedCache::kTokens; ++n, alone.append(1)) {
+      want.push_back(alone.attend()[1].second);
+    }
+    std::atomic<int> wrong{0};
+    std::atomic<bool> stop{false};
+    const auto read = [&](const LockedCache& c) {
+      for (const auto& [length, got] : c.attend()) wrong += got != want[size_t(length)];
+    };
+    LockedCache cache(dtype, lock);
+    std::vector<std::thread> threads;
+    threads.emplace_back([&] {
+      while (!stop) read(cache);
+    });
+    for (int n = 0; n < 2; ++n) {
+      threads.emplace_back([&] {
+        while (!stop) {
+          LockedCache mine = cache.fork();
+          wrong += !mine.append(1);  // into a copy of a shared page
+          read(mine);
+          mine.truncate(0, 0);  // pages are let go, under the lock
+        }
+      });
+    }
+    for (int round = 0; round < 300; ++round) {
+      wrong += !cache.append(1 + round % 6);
+      read(cache);
+      if (round % 20 == 0) cache.truncate(5, 3);
+    }
+    stop = true;
+    for (std::thread& t : threads) t.join();
+    CHECK(wrong == 0);
+  }
 }
 
 TEST(recycled_memory_has_one_owner) {
