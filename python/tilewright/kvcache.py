@@ -118,7 +118,8 @@ class KVCache:
         n may be more than a sequence has. ``truncate(0)`` empties the cache.
         """
         keep = np.asarray(unwrap(n))
-        if keep.dtype.kind not in "iu" or keep.shape not in ((), (self.batch,)):
+        integers = keep.dtype.kind in "iu" or keep.size == 0  # NumPy makes floats of []
+        if not integers or keep.shape not in ((), (self.batch,)):
             raise ShapeError(
                 f"KVCache.truncate: n must be an integer or {self.batch} of them, one for each "
                 f"sequence, got {n!r}"
