@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import harness
-import test_backward
+import slopes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("g++") or shutil.which("c++")
@@ -744,11 +744,11 @@ def check_results(library, name, case, arguments, dtype):
 
 def check_gradients(library, name, case, arguments, dtype):
     """As test_backward.py does, which this is a test of."""
-    dys = [dy.astype(dtype) for dy in test_backward.output_gradients(name, case, dtype)]
+    dys = [dy.astype(dtype) for dy in slopes.output_gradients(name, case, dtype)]
     found = getattr(library, f"{name}_backward")(arguments, *dys)
-    for which in test_backward.differentiable(harness.OPS[name], arguments):
-        got, want = found[which].astype(np.float64), test_backward.slope(name, case, dtype, which)
-        test_backward.compare(name, got, want, dtype, f"d{which} case={case}")
+    for which in slopes.differentiable(harness.OPS[name], arguments):
+        got, want = found[which].astype(np.float64), slopes.slope(name, case, dtype, which)
+        slopes.compare(name, got, want, dtype, f"d{which} case={case}")
 
 
 def failing_cases(library, op, dtype):
