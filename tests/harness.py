@@ -20,6 +20,11 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+# Whose dtypes the result has, float32 where they differ; of other ops the first input.
+DECIDES = {"matmul": ("a", "b")}
+DECIDES |= dict.fromkeys(("attention", "attention_varlen"), ("q", "k", "v"))
+LOSSES = ("cross_entropy", "mse")  # float32 whatever goes in
+TOGETHER = {"layernorm": ("x", "residual"), "rmsnorm": ("x", "residual")}  # their sum is rounded
 SUPPORTED_ISAS = [name for name, _, supported, _ in _core.isa_levels() if supported]
 SKIPPED_ISAS = [name for name, _, supported, _ in _core.isa_levels() if not supported]
 
@@ -67,6 +72,13 @@ def rng_for(*key):
 
 def is_float(value):
     return isinstance(value, np.ndarray) and value.dtype in tolerance.UNIT_ROUNDOFF
+
+
+def promoted(op, arguments):
+    """The dtype that the result must have, where no out_dtype overrides it."""
+    names = () if op.name in LOSSES else DECIDES.get(op.name, op.grads[:1])
+    dtypes = {arguments[n].dtype for n in names if is_float(arguments.get(n))}
+    return dtypes.pop() if len(dtypes) == 1 else DTYPES["float32"]
 
 
 def to_float64(value):

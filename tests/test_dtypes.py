@@ -95,13 +95,8 @@ def test_float16_overflows_to_infinity_and_keeps_subnormals():
 
 # Mixed dtypes, on every op that takes several arrays of floats --------------------------------
 
-DECIDES = {"matmul": ("a", "b")}  # others: the first input
-DECIDES |= dict.fromkeys(("attention", "attention_varlen"), ("q", "k", "v"))
-LOSSES = ("cross_entropy", "mse")  # float32 whatever goes in
-TOGETHER = {"layernorm": ("x", "residual"), "rmsnorm": ("x", "residual")}  # their sum is rounded
 
-
-def mixed_cases(together=TOGETHER):
+def mixed_cases(together=harness.TOGETHER):
     """(op, case, dtypes by input): cases that differ in what they pass, three mixtures of each."""
     found = []
     for name, op in OPS.items():
@@ -143,15 +138,14 @@ def test_mixed_dtypes(name, case, dtypes, isa):
         n: harness.inputs(name, case, F32)[n].astype(d) for n, d in dtypes.items()
     }
     got = harness.as_tuple(harness.call(op, mixed))
-    deciding = [mixed[n] for n in DECIDES.get(name, op.grads[:1])]
-    assert got[0].dtype == (F32 if name in LOSSES else _core.result_dtype(*deciding))
+    assert got[0].dtype == harness.promoted(op, mixed)
     harness.check(name, got, harness.evaluate(name, mixed), f"{case} {dtypes}")
     # Gradients are those of the same numbers in float32, rounded once to each input's own dtype.
     wide = mixed | {n: mixed[n].astype(F32) for n in dtypes}
     found, want = (some_gradients(op, a, harness.rng_for(name, case, "dy")) for a in (mixed, wide))
     for n, dtype in dtypes.items():
         assert found[n].dtype == dtype, f"d{n}"
-        if name not in TOGETHER:  # there the sum itself was rounded
+        if name not in harness.TOGETHER:  # there the sum itself was rounded
             assert harness.same_bits(found[n], want[n].astype(dtype)), f"d{n}"
 
 
