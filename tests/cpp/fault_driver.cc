@@ -1,4 +1,4 @@
-// What test_seeded_faults.py calls through ctypes: ops by name on views, in a library without
+// What fault_library.py calls through ctypes: ops by name on views, in a library without
 // Python. Returns nullptr, or the message of the exception.
 #include <stdexcept>
 #include <string>
