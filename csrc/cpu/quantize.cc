@@ -2,6 +2,7 @@
 //
 //   axis kept      rows = that axis                   columns = the densest of the others
 //   one scale      rows = any axis, scales combined   columns = the densest axis
+//   4 bits                                            columns = the axis of the pairs
 //
 // What is left over is walked matrix by matrix. A block of rows x columns is one task; a maximum
 // does not depend on the order in which it is taken, so neither do the bits.
@@ -27,16 +28,17 @@ int64_t blocks(int64_t n, int64_t size) {
   return (n + size - 1) / size;
 }
 
-// Extent and strides of one axis in both arrays.
+// Extent of one axis, and its strides in the array of floats and in that of bytes.
 struct Axis {
-  int64_t extent = 1, first = 0, second = 0;
+  int64_t extent = 1, floats = 0, bytes = 0;
 };
 
-// Two arrays of one shape, axis by axis: matrices (rows, cols), one for each index of `outer`.
+// An array and its integers, axis by axis: matrices (rows, cols), one for each index of `outer`.
 struct Grid {
   Axis rows, cols;
   Axis outer[kMaxRank];
   int rank = 0;
+  int64_t skipped = 0;  // nibbles before column 0 in its byte; blocks begin at whole bytes
 
   int64_t matrices() const {
     int64_t n = 1;
@@ -44,14 +46,16 @@ struct Grid {
     return n;
   }
   int64_t elements() const { return matrices() * rows.extent * cols.extent; }
+  int64_t row_blocks() const { return blocks(rows.extent, kRows); }
+  int64_t col_blocks() const { return blocks(cols.extent + skipped, kColumns); }
 };
 
-// The remaining axis along which the first array is densest; an absent one if none remains.
+// The remaining axis along which the array is densest; an absent one if none remains.
 Axis take_densest(Grid& grid) {
   int best = -1;
   for (int d = 0; d < grid.rank; ++d) {
     if (grid.outer[d].extent == 1) continue;
-    if (best < 0 || std::abs(grid.outer[d].first) <= std::abs(grid.outer[best].first)) best = d;
+    if (best < 0 || std::abs(grid.outer[d].floats) <= std::abs(grid.outer[best].floats)) best = d;
   }
   if (best < 0) return {};
   const Axis found = grid.outer[best];
@@ -61,52 +65,61 @@ Axis take_densest(Grid& grid) {
 
 // Whether stepping through `inner` to its end arrives at the next step of `outer`, in both arrays.
 bool continues(const Axis& outer, const Axis& inner) {
-  return outer.first == inner.extent * inner.first && outer.second == inner.extent * inner.second;
+  return outer.floats == inner.extent * inner.floats && outer.bytes == inner.extent * inner.bytes;
 }
 
-Grid grid_of(const View& first, const View& second, int axis) {
+Grid grid_of(const View& x, const Integers& q) {
   Grid grid;
+  const int along = q.bits == 4 ? q.along : -1;
   bool mergeable = false;
-  for (int d = 0; d < first.rank; ++d) {
-    const Axis a{first.shape[d], first.stride[d], second.stride[d]};
-    if (d == axis) {
+  for (int d = 0; d < x.rank; ++d) {
+    const Axis a{x.shape[d], x.stride[d], q.data.stride[d]};
+    if (d == q.axis) {
       grid.rows = a;
+    } else if (d == along) {
+      grid.cols = a;
     } else if (mergeable && continues(grid.outer[grid.rank - 1], a)) {
-      grid.outer[grid.rank - 1] = {grid.outer[grid.rank - 1].extent * a.extent, a.first, a.second};
+      grid.outer[grid.rank - 1] = {grid.outer[grid.rank - 1].extent * a.extent, a.floats, a.bytes};
     } else {
       grid.outer[grid.rank++] = a;
     }
-    mergeable = d != axis;
+    mergeable = d != q.axis && d != along;
   }
-  grid.cols = take_densest(grid);
-  if (axis < 0) grid.rows = take_densest(grid);
+  if (along < 0) grid.cols = take_densest(grid);
+  if (q.axis < 0) grid.rows = take_densest(grid);
+  grid.skipped = along >= 0 && q.high_first;
   return grid;
 }
 
-// Block (i, j) of matrix `index` of the first or the second array.
-Matrix block(const View& v, const Grid& grid, bool second, int64_t index, int64_t i, int64_t j) {
-  const auto stride = [&](const Axis& a) { return second ? a.second : a.first; };
-  int64_t at = i * stride(grid.rows) + j * stride(grid.cols);
+// Block (i, j) of matrix `index` of the array whose strides are meant.
+Matrix block(const View& v, const Grid& grid, int64_t Axis::* stride, int64_t index, int64_t i,
+             int64_t j) {
+  int64_t at = i * grid.rows.*stride + j * grid.cols.*stride;
   for (int d = 0; d < grid.rank; ++d) {
-    at += index % grid.outer[d].extent * stride(grid.outer[d]);
+    at += index % grid.outer[d].extent * grid.outer[d].*stride;
     index /= grid.outer[d].extent;
   }
-  return {v.ptr<char>() + at * dtype_size(v.dtype), v.dtype, stride(grid.rows), stride(grid.cols)};
+  return {v.ptr<char>() + at * dtype_size(v.dtype), v.dtype, grid.rows.*stride, grid.cols.*stride};
+}
+
+// The bytes in which column j's nibbles begin.
+Matrix nibbles(const View& v, const Grid& grid, int64_t index, int64_t i, int64_t j) {
+  return block(v, grid, &Axis::bytes, index, i, (j + grid.skipped) / 2);
 }
 
 // body(matrix, i, rows, j, cols) for every block, in parallel.
 template <class Body>
 void for_blocks(const Grid& grid, double ns_per_element, const Body& body) {
-  const int64_t row_blocks = blocks(grid.rows.extent, kRows);
-  const int64_t col_blocks = blocks(grid.cols.extent, kColumns), matrices = grid.matrices();
+  const int64_t row_blocks = grid.row_blocks(), col_blocks = grid.col_blocks();
+  const int64_t matrices = grid.matrices();
   const double work = double(grid.elements()) * ns_per_element;
   const double per_matrix =
       100 + work / double(std::max<int64_t>(1, row_blocks * col_blocks * matrices));
   parallel_for(row_blocks * col_blocks, work, [&](int64_t t) {
-    const int64_t i = t % row_blocks * kRows, j = t / row_blocks * kColumns;
+    const int64_t i = t % row_blocks * kRows, end = (t / row_blocks + 1) * kColumns - grid.skipped;
+    const int64_t j = std::max<int64_t>(end - kColumns, 0);
     for (int64_t m = 0; m < matrices; ++m) {
-      body(m, i, std::min(kRows, grid.rows.extent - i), j,
-           std::min(kColumns, grid.cols.extent - j));
+      body(m, i, std::min(kRows, grid.rows.extent - i), j, std::min(end, grid.cols.extent) - j);
       poll_after(per_matrix);
     }
   });
@@ -123,12 +136,13 @@ float smaller(float a, float b) {
 template <class Kernel, class Pick>
 void fold_rows(const View& x, const Grid& grid, float start, const Kernel& kernel, const Pick& pick,
                float* found) {
-  const int64_t rows = grid.rows.extent, col_blocks = blocks(grid.cols.extent, kColumns);
+  const int64_t rows = grid.rows.extent, col_blocks = grid.col_blocks();
   const Scratch scratch(product_of({rows, col_blocks, 4}));  // (col_blocks, rows)
   const auto partial = scratch.as<float>();
   std::fill(partial, partial + rows * col_blocks, start);
   for_blocks(grid, 0.2, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
-    kernel(block(x, grid, false, m, i, j), mr, nc, partial + j / kColumns * rows + i);
+    kernel(block(x, grid, &Axis::floats, m, i, j), mr, nc,
+           partial + (j + grid.skipped) / kColumns * rows + i);
   });
   std::fill(found, found + rows, start);
   for (int64_t t = 0; t < rows * col_blocks; ++t) {
@@ -169,49 +183,62 @@ void keep(const float* found, int64_t rows, const View& v) {
 
 }  // namespace
 
-void quantize(const View& x, int axis, int bits, const View& data, const View& scale,
-              const View& offset, const QuantizeKernels& kernels) {
-  const Grid grid = grid_of(x, data, axis);
+void quantize(const View& x, const Integers& q, const QuantizeKernels& kernels) {
+  const Grid grid = grid_of(x, q);
   const int64_t rows = grid.rows.extent, count = std::max<int64_t>(rows, 1);
   const int64_t bytes = product_of({count, 4});
   const Scratch scratch(bytes), scratch_low(bytes), scratch_high(bytes);
   const auto scales = scratch.as<float>(), low = scratch_low.as<float>();
-  const float top = float((1 << (bits - (offset ? 0 : 1))) - 1);
-  if (offset) {
+  const float top = float((1 << (q.bits - (q.offset ? 0 : 1))) - 1);
+  if (q.offset) {
     const auto high = scratch_high.as<float>();
     const float start = x.size() ? std::numeric_limits<float>::infinity() : 0.0f;
     fold_rows(x, grid, start, kernels.low, smaller, low);
     fold_rows(x, grid, -start, kernels.high, larger, high);
-    if (axis < 0) {
+    if (q.axis < 0) {
       share(low, rows, start, smaller);
       share(high, rows, -start, larger);
     }
     for (int64_t i = 0; i < count; ++i) scales[i] = scale_of(high[i] - low[i], top);
   } else {
     fold_rows(x, grid, 0.0f, kernels.amax, larger, scales);
-    if (axis < 0) share(scales, rows, 0.0f, larger);
+    if (q.axis < 0) share(scales, rows, 0.0f, larger);
     for (int64_t i = 0; i < count; ++i) scales[i] = scale_of(scales[i], top);
   }
-  keep(scales, rows, scale);
-  if (offset) keep(low, rows, offset);
-  const Levels levels{offset ? 0.0f : -top, top};
+  keep(scales, rows, q.scale);
+  if (q.offset) keep(low, rows, q.offset);
+  const Levels levels{q.offset ? 0.0f : -top, top};
   for_blocks(grid, 0.5, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
-    kernels.quantize(block(x, grid, false, m, i, j), mr, nc, scales + i, offset ? low + i : nullptr,
-                     levels, block(data, grid, true, m, i, j));
+    const Matrix from = block(x, grid, &Axis::floats, m, i, j);
+    const float* const offsets = q.offset ? low + i : nullptr;
+    if (q.bits == 8) {
+      kernels.quantize(from, mr, nc, scales + i, offsets, levels,
+                       block(q.data, grid, &Axis::bytes, m, i, j));
+    } else {
+      kernels.quantize_nibbles(from, mr, nc, scales + i, offsets, levels,
+                               nibbles(q.data, grid, m, i, j), q.high_first && j == 0);
+    }
   });
 }
 
-void dequantize(const View& data, const View& scale, const View& offset, int axis, const View& out,
-                const QuantizeKernels& kernels) {
-  const Grid grid = grid_of(data, out, axis);
+void dequantize(const Integers& q, const View& out, const QuantizeKernels& kernels) {
+  const Grid grid = grid_of(out, q);
   const int64_t rows = grid.rows.extent;
-  const Scratch scratch(product_of({rows, 4})), scratch_offset(offset ? product_of({rows, 4}) : 0);
+  const Scratch scratch(product_of({rows, 4}));
+  const Scratch scratch_offset(q.offset ? product_of({rows, 4}) : 0);
   const auto scales = scratch.as<float>(), offsets = scratch_offset.as<float>();
-  spread(scale, rows, scales);
-  if (offset) spread(offset, rows, offsets);
+  spread(q.scale, rows, scales);
+  if (q.offset) spread(q.offset, rows, offsets);
   for_blocks(grid, 0.3, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
-    kernels.dequantize(block(data, grid, false, m, i, j), mr, nc, scales + i,
-                       offset ? offsets + i : nullptr, block(out, grid, true, m, i, j));
+    const Matrix to = block(out, grid, &Axis::floats, m, i, j);
+    const float* const block_offsets = q.offset ? offsets + i : nullptr;
+    if (q.bits == 8) {
+      kernels.dequantize(block(q.data, grid, &Axis::bytes, m, i, j), mr, nc, scales + i,
+                         block_offsets, to);
+    } else {
+      kernels.dequantize_nibbles(nibbles(q.data, grid, m, i, j), mr, nc, scales + i, block_offsets,
+                                 to, q.high_first && j == 0);
+    }
   });
 }
 

@@ -13,12 +13,12 @@
 namespace tilewright {
 namespace {
 
-// What quantize and dequantize have in common: `like` in integers beside its scales and offsets.
+// What quantize and dequantize have in common: integers and scales of an array shaped like `like`.
 struct Parts {
   const Check& check;
   const View& like;
   const char* like_name;
-  int axis, along;
+  int axis, along, bits;
   int64_t group;
 
   void check_axes() const {
@@ -26,9 +26,17 @@ struct Parts {
       check.shape_error(std::string(name) + " must be below the " + std::to_string(like.rank) +
                         " axes of " + like_name + ", got " + std::to_string(got));
     };
+    if (bits != 8 && bits != 4) {
+      check.unsupported("bits must be 8 or 4, got " + std::to_string(bits));
+    }
     if (axis >= like.rank) axis_error("axis", axis);
-    if (group == 0) return;
+    if (group == 0 && bits == 8) return;
     if (along < 0 || along >= like.rank) axis_error("along", along);
+    if (along == axis) {
+      check.shape_error("along must be another axis than axis, got " + std::to_string(along) +
+                        " for both");
+    }
+    if (group == 0) return;
     if (group < 0) check.shape_error("group must be positive, got " + std::to_string(group));
     if (like.rank == 1 ? axis >= 0 : like.rank != 2 || axis != 1 - along) {
       check.unsupported(
@@ -36,6 +44,14 @@ struct Parts {
           "the other one; got axis " +
           std::to_string(axis) + " of " + std::string(like_name) + " " + format_shape(like));
     }
+  }
+  void check_data(const View& data) const {
+    int64_t want[kMaxRank];
+    for (int d = 0; d < like.rank; ++d) {
+      want[d] = bits == 4 && d == along ? (like.shape[d] + 1) / 2 : like.shape[d];
+    }
+    check.shape("data", data, want, like.rank,
+                bits == 4 ? "for pairs of 4 bits to match x" : "to match x", &like);
   }
   // One number; one for each index of `axis`; with groups like the array, but groups along `along`.
   void check_scale(const char* name, const View& v) const {
@@ -51,19 +67,34 @@ struct Parts {
   }
   int64_t groups() const { return (like.shape[along] + group - 1) / group; }
 
-  // Group g of an array shaped like `like`.
-  View slice(const View& v, int64_t g) const {
+  // body(part of floats, its integers) for each group, or for the whole. One after the other: groups
+  // of odd size share bytes of 4 bits.
+  template <class Body>
+  void for_each(const View& floats, const View& data, const View& scale, const View& offset,
+                const Body& body) const {
+    if (group == 0) {
+      return body(floats, cpu::Integers{data, scale, offset, axis, bits, along, false});
+    }
+    for (int64_t g = 0; g < groups(); ++g) {
+      const int64_t begin = g * group, per_byte = bits == 4 ? 2 : 1;
+      View part = from(floats, begin);
+      part.shape[along] = std::min(group, like.shape[along] - begin);
+      body(part, cpu::Integers{from(data, begin / per_byte), scale_of(scale, g),
+                               scale_of(offset, g), axis, bits, along, begin % per_byte != 0});
+    }
+  }
+
+ private:
+  // v from an index of `along` on; the shape is left as it is.
+  View from(const View& v, int64_t begin) const {
     View part = v;
-    const int64_t begin = g * group;
-    part.shape[along] = std::min(group, v.shape[along] - begin);
     part.data = v.ptr<char>() + begin * v.stride[along] * dtype_size(v.dtype);
     return part;
   }
-  // Its scales or offsets.
-  View slice_scale(const View& v, int64_t g) const {
+  // The scales or offsets of group g.
+  View scale_of(const View& v, int64_t g) const {
     if (!v) return v;
-    View part = v;
-    part.data = v.ptr<float>() + g * v.stride[along];
+    View part = from(v, g);
     part.rank = like.rank - 1;
     if (axis >= 0) part.shape[0] = v.shape[axis], part.stride[0] = v.stride[axis];
     return part;
@@ -75,13 +106,10 @@ struct Parts {
 void run(const Quantize& op) {
   const Check check{"quantize"};
   check.dtype("x", op.x, kFloats);
-  if (op.bits != 8 && op.bits != 4) {
-    check.unsupported("bits must be 8 or 4, got " + std::to_string(op.bits));
-  }
-  check.output("data", op.data, {op.offset ? DType::u8 : DType::s8});
-  check.same_shape("data", op.data, op.x, "x");
-  const Parts parts{check, op.x, "x", op.axis, op.along, op.group};
+  const Parts parts{check, op.x, "x", op.axis, op.along, op.bits, op.group};
   parts.check_axes();
+  check.output("data", op.data, {op.offset ? DType::u8 : DType::s8});
+  parts.check_data(op.data);
   for (const View* v : {&op.scale, &op.offset}) {
     if (v == &op.offset && !*v) continue;
     const char* const name = v == &op.scale ? "scale" : "offset";
@@ -92,37 +120,34 @@ void run(const Quantize& op) {
   check.no_overlap("data", op.data, "x", op.x);
   const KernelTable& table = kernels();
   const Trace trace("quantize", table.isa, [&] { return format_shape(op.x); });
-  if (op.group == 0) {
-    return cpu::quantize(op.x, op.axis, op.bits, op.data, op.scale, op.offset, table.quantize);
-  }
-  for (int64_t g = 0; g < parts.groups(); ++g) {
-    cpu::quantize(parts.slice(op.x, g), op.axis, op.bits, parts.slice(op.data, g),
-                  parts.slice_scale(op.scale, g), parts.slice_scale(op.offset, g), table.quantize);
-  }
+  parts.for_each(op.x, op.data, op.scale, op.offset, [&](const View& x, const cpu::Integers& q) {
+    cpu::quantize(x, q, table.quantize);
+  });
 }
 
 void run(const Dequantize& op) {
   const Check check{"dequantize"};
   check.dtype("data", op.data, {DType::s8, DType::u8});
-  const Parts parts{check, op.data, "data", op.axis, op.along, op.group};
+  View whole = op.data;
+  if (op.bits == 4 && op.along >= 0 && op.along < whole.rank) {
+    int64_t& n = whole.shape[op.along];
+    const bool odd = op.out.rank == whole.rank && op.out.shape[op.along] == 2 * n - 1;
+    n = 2 * n - odd;
+  }
+  const Parts parts{check, whole, "data", op.axis, op.along, op.bits, op.group};
   parts.check_axes();
   parts.check_scale("scale", op.scale);
   if (op.offset) parts.check_scale("offset", op.offset);
   check.output("out", op.out, kFloats);
-  check.same_shape("out", op.out, op.data, "the quantized array");
+  check.same_shape("out", op.out, whole, "the quantized array");
   check.no_overlap("out", op.out, "data", op.data);
   check.no_overlap("out", op.out, "scale", op.scale);
   if (op.offset) check.no_overlap("out", op.out, "offset", op.offset);
   const KernelTable& table = kernels();
-  const Trace trace("dequantize", table.isa, [&] { return format_shape(op.data); });
-  if (op.group == 0) {
-    return cpu::dequantize(op.data, op.scale, op.offset, op.axis, op.out, table.quantize);
-  }
-  for (int64_t g = 0; g < parts.groups(); ++g) {
-    cpu::dequantize(parts.slice(op.data, g), parts.slice_scale(op.scale, g),
-                    parts.slice_scale(op.offset, g), op.axis, parts.slice(op.out, g),
-                    table.quantize);
-  }
+  const Trace trace("dequantize", table.isa, [&] { return format_shape(op.out); });
+  parts.for_each(
+      op.out, op.data, op.scale, op.offset,
+      [&](const View& out, const cpu::Integers& q) { cpu::dequantize(q, out, table.quantize); });
 }
 
 }  // namespace tilewright

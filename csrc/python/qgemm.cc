@@ -21,8 +21,8 @@ void quantize(const View& x, int axis, const View& data, const View& scale, cons
 }
 
 void dequantize(const View& data, const View& scale, const View& offset, int axis, const View& out,
-                int64_t group, int along) {
-  run(Dequantize{data, scale, offset, axis, out, group, along});
+                int bits, int64_t group, int along) {
+  run(Dequantize{data, scale, offset, axis, out, bits, group, along});
 }
 
 // `out`, or a fresh array for the product that `op` describes.
@@ -126,7 +126,8 @@ void register_qgemm(py::module_& m) {
         py::arg("scale"), py::arg("offset") = py::none(), py::arg("bits") = 8, py::arg("group") = 0,
         py::arg("along") = -1);
   m.def("dequantize", &dequantize, nogil, py::arg("data"), py::arg("scale"), py::arg("offset"),
-        py::arg("axis"), py::arg("out"), py::arg("group") = 0, py::arg("along") = -1);
+        py::arg("axis"), py::arg("out"), py::arg("bits") = 8, py::arg("group") = 0,
+        py::arg("along") = -1);
   m.def("int8_matmul", &int8_matmul, py::arg("a"), py::arg("b"), py::arg("out"));
   m.def("qmatmul", &qmatmul, py::arg("a"), py::arg("scale_a"), py::arg("offset_a"), py::arg("qb"),
         py::arg("bias"), py::arg("activation"), py::arg("residual"), py::arg("floats"),

@@ -7,9 +7,12 @@
 //   +----------------------+      +----------------------+   With neither contiguous, lanes are
 //   | line                 |      | line                 |   gathered one by one.
 //
+// Nibbles: columns 2p and 2p + 1 in byte p, the first one low. Two vectors along a row are parted
+// into even and odd lanes; where lanes are rows, two lines meet in one.
+//
 // Bound by memory (float32 in, a byte out); the division costs about as much as the load.
 // Numerics: IEEE division, rounding to nearest even by adding 1.5 * 2^23; the same bits everywhere.
-// Not handled: groups (the caller passes them one by one), two integers in a byte.
+// Not handled: groups (the caller passes them one by one).
 #include "cpu/kernel_table.h"
 #include "simd/elements.h"
 
@@ -18,18 +21,13 @@ namespace {
 
 typedef int8_t VecS8 __attribute__((vector_size(kWidth)));
 
+// T: int8_t or uint8_t.
 template <class T>
-TW_INLINE Vec load_bytes(const T* p, int64_t stride, int n) {
-  if (stride == 1 && n == kWidth) return to_float(widen(p));
+TW_INLINE VecI load_bytes(const T* p, int64_t stride, int n) {
+  if (stride == 1 && n == kWidth) return widen(p);
   T q[kWidth] = {};
   for (int i = 0; i < n; ++i) q[i] = p[i * stride];
-  return to_float(widen(q));
-}
-TW_INLINE Vec load_strided(const int8_t* p, int64_t stride, int n) {
-  return load_bytes(p, stride, n);
-}
-TW_INLINE Vec load_strided(const uint8_t* p, int64_t stride, int n) {
-  return load_bytes(p, stride, n);
+  return widen(q);
 }
 
 // The low byte of each lane: int8 or uint8.
@@ -142,55 +140,189 @@ TW_INLINE VecI round_to_level(Vec x, Vec scale, Levels levels) {
   return scale - scale == 0.0f ? q : VecI{};
 }
 
+// A matrix's values as integers: each row has its scale, and perhaps an offset.
 template <class T>
-void quantize_lines(const T* src, const Matrix& x, const Lines& l, const float* scale,
-                    const float* offset, Levels levels, const Matrix& q) {
-  const auto dst = static_cast<int8_t*>(const_cast<void*>(q.data));
-  const int64_t x_step = line_stride(x, l), x_stride = lane_stride(x, l);
-  const int64_t q_step = line_stride(q, l), q_stride = lane_stride(q, l);
-  for_vectors(l, [&](int64_t line, int64_t lane, int n) {
-    Vec v = load_strided(src + line * x_step + lane * x_stride, x_stride, n);
+struct Rounder {
+  const T* src;
+  int64_t step, stride;  // from line to line, from lane to lane
+  Lines l;
+  const float *scale, *offset;
+  Levels levels;
+
+  TW_INLINE VecI operator()(int64_t line, int64_t lane, int n) const {
+    Vec v = load_strided(src + line * step + lane * stride, stride, n);
     if (offset) v = v - scale_of(offset, l, line, lane, n);
-    const VecI rounded = round_to_level(v, scale_of(scale, l, line, lane, n), levels);
-    store_strided(dst + line * q_step + lane * q_stride, q_stride, n, rounded);
-  });
-}
+    return round_to_level(v, scale_of(scale, l, line, lane, n), levels);
+  }
+  // The same with 0 beyond n lanes, which may be none.
+  TW_INLINE VecI padded(int64_t line, int64_t lane, int64_t n) const {
+    if (n >= kWidth) return (*this)(line, lane, kWidth);
+    if (n <= 0) return VecI{};
+    const VecI v = (*this)(line, lane, int(n));
+    return lane_numbers() < int32_t(n) ? v : VecI{};
+  }
+};
 
 void quantize(const Matrix& x, int64_t rows, int64_t cols, const float* scale, const float* offset,
               Levels levels, const Matrix& q) {
   const Lines l = lines_of(x, rows, cols);
-  with_type(x, [&](const auto* p) { quantize_lines(p, x, l, scale, offset, levels, q); });
+  const auto dst = static_cast<int8_t*>(const_cast<void*>(q.data));
+  const int64_t step = line_stride(q, l), stride = lane_stride(q, l);
+  with_type(x, [&](const auto* p) {
+    const Rounder rounded{p, line_stride(x, l), lane_stride(x, l), l, scale, offset, levels};
+    for_vectors(l, [&](int64_t line, int64_t lane, int n) {
+      store_strided(dst + line * step + lane * stride, stride, n, rounded(line, lane, n));
+    });
+  });
 }
 
-template <class Q, class T>
-void dequantize_lines(const Q* src, const Matrix& q, const Lines& l, const float* scale,
-                      const float* offset, T* dst, const Matrix& y) {
-  const int64_t q_step = line_stride(q, l), q_stride = lane_stride(q, l);
-  const int64_t y_step = line_stride(y, l), y_stride = lane_stride(y, l);
-  for_vectors(l, [&](int64_t line, int64_t lane, int n) {
-    const Vec v = load_strided(src + line * q_step + lane * q_stride, q_stride, n);
-    const Vec s = scale_of(scale, l, line, lane, n);
-    const Vec value = offset ? fma_once(s, v, scale_of(offset, l, line, lane, n)) : s * v;
-    store_strided(dst + line * y_step + lane * y_stride, y_stride, n, value);
+// The bytes of a matrix of nibbles as lines of lanes.
+TW_INLINE Lines byte_lines(const Lines& l) {
+  const auto half = [](int64_t n) { return (n + 1) / 2; };
+  return l.scale_per_lane ? Lines{half(l.lines), l.lanes, true}
+                          : Lines{l.lines, half(l.lanes), false};
+}
+
+template <class T>
+void quantize_pairs(const T* src, const Matrix& x, const Lines& l, const float* scale,
+                    const float* offset, Levels levels, int8_t* dst, const Matrix& q) {
+  const Rounder rounded{src, line_stride(x, l), lane_stride(x, l), l, scale, offset, levels};
+  const int64_t step = line_stride(q, l), stride = lane_stride(q, l);
+  for_vectors(byte_lines(l), [&](int64_t line, int64_t lane, int n) {
+    VecI low, high;
+    if (l.scale_per_lane) {
+      low = rounded(2 * line, lane, n);
+      high = 2 * line + 1 < l.lines ? rounded(2 * line + 1, lane, n) : VecI{};
+    } else {
+      const int64_t left = l.lanes - 2 * lane;
+      const VecI first = rounded.padded(line, 2 * lane, left);
+      const VecI second = rounded.padded(line, 2 * lane + kWidth, left - kWidth);
+      low = __builtin_shuffle(first, second, 2 * lane_numbers());
+      high = __builtin_shuffle(first, second, 2 * lane_numbers() + 1);
+    }
+    store_strided(dst + line * step + lane * stride, stride, n, (low & 15) | (high << 4));
   });
+}
+
+// Column 0 of x into the high nibbles of column 0 of q.
+template <class T>
+void quantize_high(const T* src, const Matrix& x, int64_t rows, const float* scale,
+                   const float* offset, Levels levels, int8_t* dst, const Matrix& q) {
+  const Lines column{1, rows, true};
+  const Rounder rounded{
+      src, line_stride(x, column), lane_stride(x, column), column, scale, offset, levels};
+  for_vectors(column, [&](int64_t, int64_t lane, int n) {
+    int8_t* const to = dst + lane * q.row;
+    const VecI low = load_bytes(to, q.row, n) & 15;
+    store_strided(to, q.row, n, low | (rounded(0, lane, n) << 4));
+  });
+}
+
+void quantize_nibbles(const Matrix& x, int64_t rows, int64_t cols, const float* scale,
+                      const float* offset, Levels levels, const Matrix& q, bool high_first) {
+  with_type(x, [&](const auto* p) {
+    auto to = static_cast<int8_t*>(const_cast<void*>(q.data));
+    if (high_first) {
+      quantize_high(p, x, rows, scale, offset, levels, to, q);
+      p += x.col, to += q.col, --cols;
+    }
+    quantize_pairs(p, x, lines_of(x, rows, cols), scale, offset, levels, to, q);
+  });
+}
+
+// Integers times scales to a matrix of floats, and perhaps offsets.
+template <class T>
+struct Scaler {
+  T* dst;
+  int64_t step, stride;
+  Lines l;
+  const float *scale, *offset;
+
+  TW_INLINE void operator()(int64_t line, int64_t lane, int n, VecI q) const {
+    const Vec v = to_float(q), s = scale_of(scale, l, line, lane, n);
+    const Vec value = offset ? fma_once(s, v, scale_of(offset, l, line, lane, n)) : s * v;
+    store_strided(dst + line * step + lane * stride, stride, n, value);
+  }
+};
+
+// f(pointer to the first byte), signed or not.
+template <class F>
+TW_INLINE void with_bytes(const Matrix& q, const F& f) {
+  q.dtype == DType::s8 ? f(static_cast<const int8_t*>(q.data))
+                       : f(static_cast<const uint8_t*>(q.data));
 }
 
 void dequantize(const Matrix& q, int64_t rows, int64_t cols, const float* scale,
                 const float* offset, const Matrix& y) {
   const Lines l = lines_of(q, rows, cols);
-  with_type(y, [&](auto* p) {
-    if (q.dtype == DType::s8) {
-      dequantize_lines(static_cast<const int8_t*>(q.data), q, l, scale, offset, p, y);
+  const int64_t step = line_stride(q, l), stride = lane_stride(q, l);
+  with_type(y, [&](auto* to) {
+    const Scaler scaled{to, line_stride(y, l), lane_stride(y, l), l, scale, offset};
+    with_bytes(q, [&](const auto* p) {
+      for_vectors(l, [&](int64_t line, int64_t lane, int n) {
+        scaled(line, lane, n, load_bytes(p + line * step + lane * stride, stride, n));
+      });
+    });
+  });
+}
+
+TW_INLINE VecI low_nibble(VecI bytes, const int8_t*) {
+  return (bytes << 28) >> 28;
+}
+TW_INLINE VecI low_nibble(VecI bytes, const uint8_t*) {
+  return bytes & 15;
+}
+
+template <class Q, class T>
+void dequantize_pairs(const Q* src, const Matrix& q, const Lines& l, const float* scale,
+                      const float* offset, T* dst, const Matrix& y) {
+  const Scaler scaled{dst, line_stride(y, l), lane_stride(y, l), l, scale, offset};
+  const int64_t step = line_stride(q, l), stride = lane_stride(q, l);
+  for_vectors(byte_lines(l), [&](int64_t line, int64_t lane, int n) {
+    const VecI bytes = load_bytes(src + line * step + lane * stride, stride, n);
+    const VecI low = low_nibble(bytes, src), high = bytes >> 4;  // copies the sign, if there is one
+    if (l.scale_per_lane) {
+      scaled(2 * line, lane, n, low);
+      if (2 * line + 1 < l.lines) scaled(2 * line + 1, lane, n, high);
     } else {
-      dequantize_lines(static_cast<const uint8_t*>(q.data), q, l, scale, offset, p, y);
+      const int64_t left = l.lanes - 2 * lane;
+      const VecI pair = lane_numbers() / 2 + (lane_numbers() & 1) * kWidth;
+      scaled(line, 2 * lane, left < kWidth ? int(left) : kWidth,
+             __builtin_shuffle(low, high, pair));
+      if (left <= kWidth) return;
+      const int more = left < 2 * kWidth ? int(left) - kWidth : kWidth;
+      scaled(line, 2 * lane + kWidth, more, __builtin_shuffle(low, high, pair + kWidth / 2));
     }
+  });
+}
+
+template <class Q, class T>
+void dequantize_high(const Q* src, const Matrix& q, int64_t rows, const float* scale,
+                     const float* offset, T* dst, const Matrix& y) {
+  const Lines column{1, rows, true};
+  const Scaler scaled{dst, line_stride(y, column), lane_stride(y, column), column, scale, offset};
+  for_vectors(column, [&](int64_t, int64_t lane, int n) {
+    scaled(0, lane, n, load_bytes(src + lane * q.row, q.row, n) >> 4);
+  });
+}
+
+void dequantize_nibbles(const Matrix& q, int64_t rows, int64_t cols, const float* scale,
+                        const float* offset, const Matrix& y, bool high_first) {
+  with_type(y, [&](auto* to) {
+    with_bytes(q, [&](const auto* p) {
+      if (high_first) {
+        dequantize_high(p, q, rows, scale, offset, to, y);
+        p += q.col, to += y.col, --cols;
+      }
+      dequantize_pairs(p, q, lines_of(q, rows, cols), scale, offset, to, y);
+    });
   });
 }
 
 }  // namespace
 
 void fill_quantize(KernelTable& table) {
-  table.quantize = {amax, low, high, quantize, dequantize};
+  table.quantize = {amax, low, high, quantize, quantize_nibbles, dequantize, dequantize_nibbles};
 }
 
 }  // namespace tilewright::ISA

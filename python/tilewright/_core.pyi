@@ -225,6 +225,7 @@ def dequantize(
     offset: _Array,
     axis: int,
     out: _Array,
+    bits: int = 8,
     group: int = 0,
     along: int = -1,
 ) -> None: ...

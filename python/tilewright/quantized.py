@@ -207,17 +207,15 @@ def scale_shape(
     return tuple(groups if d == along else n for d, n in enumerate(shape))
 
 
-def pack_nibbles(q: Any, along: int) -> Any:
-    """Return int8 or uint8 numbers of 4 bits as half as many bytes along an axis, low first."""
-    bits = np.moveaxis(q.view(np.uint8), along, -1)
-    low, high = bits[..., ::2], bits[..., 1::2]
-    packed = low & 15
-    packed[..., : high.shape[-1]] |= high << 4
-    return np.moveaxis(packed, -1, along).view(q.dtype)
+def packed_shape(shape: tuple[int, ...], along: int, bits: int) -> tuple[int, ...]:
+    """Return the shape of the data: 4 bits are two a byte along ``along``."""
+    if bits == 8:
+        return shape
+    return (*shape[:along], -(-shape[along] // 2), *shape[along + 1 :])
 
 
 def unpack_nibbles(data: Any, along: int, shape: tuple[int, ...]) -> Any:
-    """Undo ``pack_nibbles``; shape is that of the result."""
+    """Return the numbers of 4 bits, two a byte along an axis, one an element of this shape."""
     packed = np.moveaxis(data, along, -1)
     out = np.empty_like(data, shape=shape)
     spread = np.moveaxis(out, along, -1)

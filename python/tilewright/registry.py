@@ -210,15 +210,16 @@ def outs_for(op: str, out: Any, *results: str) -> tuple[Any, ...]:
     return out
 
 
-def empty_in_order(like: Any, dtype: Any) -> Any:
-    """Return a fresh array with the shape and the order of axes of ``like``, which is an array.
+def empty_in_order(like: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> Any:
+    """Return a fresh array with the order of axes of ``like``, an array, and by default its shape.
 
     A transposed view stays one, and is read and written along memory.
     """
+    shape = like.shape if shape is None else shape
     if like.flags.c_contiguous:
-        return _core.empty(like.shape, dtype)
+        return _core.empty(shape, dtype)
     order = sorted(range(like.ndim), key=lambda d: -abs(like.strides[d]))
-    made = _core.empty(tuple(like.shape[d] for d in order), dtype)
+    made = _core.empty(tuple(shape[d] for d in order), dtype)
     return made if order == sorted(order) else made.transpose(np.argsort(order))
 
 

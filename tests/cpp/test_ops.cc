@@ -158,15 +158,40 @@ TEST(quantization_stays_inside) {
         run(Dequantize{data.view, scale.view, View{}, axis, out.view});
         CHECK(all_finite(out.view));
       }
-      const Operand x(t, {3, n}, at), data(DType::u8, {3, n}, at);
-      const Output scale(DType::f32, {3, (n + 1) / 2}, at),
-          offset(DType::f32, {3, (n + 1) / 2}, at);
+      const Operand x(t, {3, n}, at), data(DType::u8, {3, (n + 1) / 2}, at);
       const Output out(t, {3, n}, at);
-      run(Quantize{x.view, 0, data.view, scale.view, offset.view, 4, 2, 1});
-      run(Dequantize{data.view, scale.view, offset.view, 0, out.view, 2, 1});
-      CHECK(all_finite(out.view));
+      for (const int64_t group : {2, 3}) {  // whole bytes, and groups that share them
+        const int64_t groups = (n + group - 1) / group;
+        const Output scale(DType::f32, {3, groups}, at), offset(DType::f32, {3, groups}, at);
+        run(Quantize{x.view, 0, data.view, scale.view, offset.view, 4, group, 1});
+        run(Dequantize{data.view, scale.view, offset.view, 0, out.view, 4, group, 1});
+        CHECK(all_finite(out.view));
+      }
     }
   });
+}
+
+TEST(four_bits_need_an_axis_for_pairs) {
+  const Against at = Against::end;
+  const Operand x(DType::f32, {3, 5}, at);
+  const Output data(DType::s8, {3, 3}, at), wide(DType::s8, {3, 5}, at), scale(DType::f32, {3}, at);
+  const Output out(DType::f32, {3, 5}, at), short_out(DType::f32, {3, 4}, at);
+  CHECK_THROWS(UnsupportedError, "quantize: bits must be 8 or 4, got 2",
+               run(Quantize{x.view, 0, data.view, scale.view, View{}, 2, 0, 1}));
+  CHECK_THROWS(ShapeError, "quantize: along must be below the 2 axes of x, got -1",
+               run(Quantize{x.view, 0, data.view, scale.view, View{}, 4}));
+  CHECK_THROWS(ShapeError, "quantize: along must be another axis than axis, got 0 for both",
+               run(Quantize{x.view, 0, data.view, scale.view, View{}, 4, 0, 0}));
+  CHECK_THROWS(ShapeError, "quantize: data must have shape (3, 3) for pairs of 4 bits",
+               run(Quantize{x.view, 0, wide.view, scale.view, View{}, 4, 0, 1}));
+  run(Quantize{x.view, 0, data.view, scale.view, View{}, 4, 0, 1});
+  run(Dequantize{data.view, scale.view, View{}, 0, out.view, 4, 0, 1});
+  CHECK_THROWS(UnsupportedError, "dequantize: bits must be 8 or 4, got 3",
+               run(Dequantize{data.view, scale.view, View{}, 0, out.view, 3, 0, 1}));
+  CHECK_THROWS(ShapeError, "dequantize: along must be below the 2 axes of data, got 2",
+               run(Dequantize{data.view, scale.view, View{}, 0, out.view, 4, 0, 2}));
+  CHECK_THROWS(ShapeError, "dequantize: out must have shape (3, 6)",
+               run(Dequantize{data.view, scale.view, View{}, 0, short_out.view, 4, 0, 1}));
 }
 
 namespace {

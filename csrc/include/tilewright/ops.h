@@ -91,21 +91,22 @@ void run(const LayernormBackward& op);
 struct Quantize {
   View x;  // T, any shape and strides
   int axis = -1;
-  View data;     // like x, an element a byte: int8, or uint8 with offset
+  View data;     // like x: int8, or uint8 with offset; 4 bits: two a byte along `along`, low first
   View scale;    // () or (extent of axis,) float32; with groups like x, but groups along `along`
   View offset;   // like scale, optional: min x
   int bits = 8;  // or 4
   int64_t group = 0;  // x has two axes, `axis` and `along`, or only `along`
-  int along = -1;
+  int along = -1;     // of groups and of 4 bits: another axis than `axis`
 };
 void run(const Quantize& op);
 
 // out = scale * data, with offset fma(scale, data, offset).
 struct Dequantize {
-  View data;  // int8 or uint8, any shape and strides
+  View data;  // as Quantize writes it
   View scale, offset;
   int axis = -1;
-  View out;  // like data, T
+  View out;  // T, any shape and strides
+  int bits = 8;
   int64_t group = 0;
   int along = -1;
 };

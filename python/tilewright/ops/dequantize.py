@@ -42,10 +42,9 @@ class dequantize:
             return y
         if not isinstance(q, QuantizedArray):
             raise DtypeError(f"dequantize: q must be a QuantizedArray, got {type(q).__name__}")
-        data = q.integers()
-        y = empty_in_order(data, np.float32) if out is None else out
+        y = empty_in_order(q.data, np.float32, q.shape) if out is None else out
         axis, group = -1 if q.axis is None else q.axis, q.group_size or 0
-        _core.dequantize(data, q.scale, q.offset, axis, y, group, q.along)
+        _core.dequantize(q.data, q.scale, q.offset, axis, y, q.bits, group, q.along)
         return y
 
     @staticmethod

@@ -18,7 +18,7 @@ from tilewright.quantized import (
     check_axes,
     check_bits,
     check_groups,
-    pack_nibbles,
+    packed_shape,
     scale_shape,
 )
 from tilewright.registry import empty_in_order
@@ -70,19 +70,15 @@ def quantize(
     check_groups("quantize", "x", x.shape, axis, group_size)
     kind = _SIGNED if symmetric else _UNSIGNED
     if out is None:
+        data = empty_in_order(x, kind, packed_shape(x.shape, along, bits))
         scale = _core.empty(scale_shape(x.shape, axis, along, group_size), np.float32)
         offset = None if symmetric else _core.empty_like(scale)
     else:
         _check_out(out, x, kind, bits, axis, along, group_size, symmetric)
-        scale, offset = out.scale, out.offset
-    data = out.data if out is not None and bits == 8 else empty_in_order(x, kind)
+        data, scale, offset = out.data, out.scale, out.offset
     kept = -1 if axis is None else axis
     _core.quantize(x, kept, data, scale, offset, bits, group_size or 0, along)
-    if bits == 4:
-        data = pack_nibbles(data, along)
     if out is not None:
-        if bits == 4:
-            out.data[...] = data
         return out
     return QuantizedArray.of(
         data,
@@ -108,7 +104,7 @@ def _check_out(
 ) -> None:
     """Refuse an ``out`` that was not made as it is to be written.
 
-    The kernel checks scales, offsets and the data of 8 bits; those of 4 are packed by NumPy.
+    The kernel checks data, scales and offsets; two lengths have as many bytes of 4 bits.
     """
     if not isinstance(out, QuantizedArray):
         raise DtypeError(
@@ -129,7 +125,3 @@ def _check_out(
             f"quantize: out must be a QuantizedArray {x.shape} {kind.name[:-1]}4 packed along axis "
             f"{along}, got {out!r} packed along axis {out.along}"
         )
-    if not out.data.flags.writeable:
-        raise ShapeError("quantize: out must be writable, got read-only data")
-    if _core.overlap(out.data, x):
-        raise ShapeError("quantize: out must not share memory with x, got overlap")
