@@ -25,7 +25,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 SECTION = re.compile(
     r"(Args|Arguments|Attributes|Returns|Raises|Yields|Example|Examples|Source):(.*)"
 )
-NO_OPS = ("quantize",)  # not registered, because its result is no array
 LISTS = ("Args", "Arguments", "Attributes")
 
 
@@ -50,7 +49,7 @@ def pages() -> dict[str, str]:
             "Ops",
             "Every op takes NumPy arrays, anything with `__dlpack__`, or `tw.Tensor`, in any "
             "strides, and answers in kind.",
-            members(tw, sorted([*OPS, *NO_OPS]), "tw."),
+            members(tw, sorted(OPS), "tw."),
         ),
         "reference/arrays.md": page(
             "Arrays, files, caches",

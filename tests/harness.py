@@ -91,8 +91,19 @@ def to_float64(value):
 
 
 def as_tuple(result):
-    """Outputs as a tuple; a Reference is a tuple of its own and counts as one."""
+    """Outputs as a tuple, also a QuantizedArray's; a Reference is a tuple and counts as one."""
+    if type(result) is tw.QuantizedArray:
+        return tuple(p for p in (result.data, result.scale, result.offset) if p is not None)
     return result if type(result) in (tuple, list) else (result,)
+
+
+def as_out(arrays, like):
+    """``out`` of these arrays for an op whose result is ``like``."""
+    if type(like) is tw.QuantizedArray:
+        data, scale, *offset = arrays
+        options = {n: getattr(like, n) for n in ("axis", "bits", "group_size", "shape", "along")}
+        return tw.QuantizedArray(data, scale, offset=offset[0] if offset else None, **options)
+    return tuple(arrays) if type(like) is tuple else arrays[0]
 
 
 def bind(op, args, kwargs):

@@ -54,7 +54,7 @@ def test_quick_run_writes_every_op(tmp_path, capfd):
     assert results["machine"]["cpu"]
     (only,) = results["runs"]
     assert (only["isa"], only["threads"]) == (level, 1)
-    assert {row["op"].split("+")[0] for row in only["rows"]} - BESIDES == set(OPS) | {"quantize"}
+    assert {row["op"].split("+")[0] for row in only["rows"]} - BESIDES == set(OPS)
     for row in only["rows"]:
         assert 0 < row["engines"]["tilewright"]["min"] <= row["engines"]["tilewright"]["median"]
         assert row["gbs"] > 0
@@ -65,8 +65,8 @@ def test_quick_run_writes_every_op(tmp_path, capfd):
 
 def test_every_op_has_a_row_and_a_tiny_call():
     benched = {p.op.split("+")[0] for p in cases.plans() if cases.exists(p)}
-    assert benched - BESIDES == set(OPS) | {"quantize"}
-    assert {name.split()[0] for name in overhead.tiny_calls()} == set(OPS) | {"quantize"}
+    assert benched - BESIDES == set(OPS)
+    assert {name.split()[0] for name in overhead.tiny_calls()} == set(OPS)
     assert all(p.op in OPS for p in registered.plans(()))
 
 

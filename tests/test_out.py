@@ -121,6 +121,7 @@ def cases_of_several_results():
         name, case = p.values
         if name not in found and len(harness.reference(name, case, FLOAT32)) > 1:
             found[name] = case
+    del found["quantize"]  # several arrays, one result
     return [pytest.param(name, case, id=f"{name}[{case}]") for name, case in found.items()]
 
 

@@ -226,7 +226,7 @@ def test_out_of_four_bits_is_checked_before_it_is_written(rng):
         tw.quantize(x, bits=4, axis=0, out=unsigned)
     memory = x.copy()
     inside = tw.QuantizedArray(memory.view(np.int8)[:, :4], out.scale, 0, bits=4)
-    with pytest.raises(tw.ShapeError, match="data must not share memory with x"):
+    with pytest.raises(tw.ShapeError, match="out must not share memory with x"):
         tw.quantize(memory, bits=4, axis=0, out=inside)
     out.data.flags.writeable = False
     with pytest.raises(tw.ShapeError, match="data must be writable"):
@@ -315,6 +315,7 @@ ERRORS = [
     (lambda: tw.quantize(ones(4), bits=3), tw.UnsupportedError, "quantize: bits must be 8 or 4"),
     (lambda: tw.quantize(ones(4), bits=4.0), tw.UnsupportedError, "bits must be 8 or 4"),
     (lambda: tw.quantize(ones(4), bits=True), tw.UnsupportedError, "bits must be 8 or 4"),
+    (lambda: tw.quantize(ones(4), symmetric="no"), tw.DtypeError, "symmetric must be a bool"),
     (lambda: tw.quantize(ones(4), group_size=0), tw.ShapeError, "group_size must be a positive"),
     (lambda: tw.quantize(ones(4), group_size=-8), tw.ShapeError, "group_size must be a positive"),
     (lambda: tw.quantize(ones(4), group_size=2.0), tw.ShapeError, "group_size must be a positive"),

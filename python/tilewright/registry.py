@@ -109,7 +109,8 @@ class Op:
         inputs = dict(zip(self.params, args, strict=False)) | kwargs
         given = [(n, a) for n, v in inputs.items() if n != "out" for a in arrays_in(v)]
         many = out if type(out) is tuple else ()
-        for name, array in [(f"out[{i}]", o) for i, o in enumerate(many)] or [("out", out)]:
+        parts = [(f"out[{i}]", o) for i, o in enumerate(many)]
+        for name, array in parts or [("out", a) for a in arrays_in(out)]:
             for other, value in given:
                 shared = _core.overlap(array, value)
                 if shared == _SAME and other == "residual":

@@ -12,7 +12,7 @@ from tilewright.errors import DtypeError
 from tilewright.ops.quantize import quantize
 from tilewright.packed import PackedMatrix
 from tilewright.quantized import QuantizedArray
-from tilewright.registry import Context, Cost, Reference, empty_for, empty_in_order, op
+from tilewright.registry import NO_TAPE, Context, Cost, Reference, empty_for, empty_in_order, op
 
 
 @op()
@@ -58,32 +58,12 @@ class dequantize:
         size = math.prod(q.shape)
         return Cost(1.0 * size, q.nbytes + 4 * size)
 
-    # shape; kept axis; then bits, g group size, o offsets
-    cases = (
-        "1,1;0",
-        "3,5;none",
-        "7,33;1",
-        "17,130;0",
-        "2,3,65;1",
-        "0,4;1",
-        "96,768;0",
-        "7,33;1;o",
-        "5,70;0;g32",
-        "70,5;1;g7;o",
-        "70;none;g16",
-        "3,65;none;4",
-        "5,33;0;4;g8",
-        "33,5;1;4;g6;o",
-    )
+    cases = quantize.cases
 
     @staticmethod
     def make(case: str, rng: Any, dtype: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        shape, axis, *flags = case.split(";")
-        kept = None if axis == "none" else int(axis)
-        x = rng.standard_normal([int(n) for n in shape.split(",")]).astype(np.float32)
-        groups = [int(f[1:]) for f in flags if f[0] == "g"]
-        options: dict[str, Any] = {"bits": 4 if "4" in flags else 8, "symmetric": "o" not in flags}
-        return (quantize(x, axis=kept, group_size=groups[0] if groups else None, **options),), {}
+        x, options = quantize.make(case, rng, np.float32)
+        return (quantize.forward(NO_TAPE, *x, **options),), {}
 
 
 def spread(value: Any, q: QuantizedArray) -> Any:

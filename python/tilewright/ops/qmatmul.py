@@ -191,7 +191,8 @@ class qmatmul:
         a = rng.standard_normal((*lead, K)).astype(dtype)
         weights = rng.standard_normal((N, K)).astype(np.float32)
         groups = [int(f[1:]) for f in flags if f[0] == "g" and f[1:].isdigit()]
-        q = quantize(
+        q = quantize.forward(
+            NO_TAPE,
             weights,
             bits=4 if "4" in flags else 8,
             axis=None if "t" in flags else 0,
