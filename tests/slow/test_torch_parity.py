@@ -89,12 +89,30 @@ def test_rmsnorm(rng, shape, options):
         (tw.nn.Softplus(2.0, 3.0), torch.nn.Softplus(2.0, 3.0)),
         (tw.nn.Hardswish(), torch.nn.Hardswish()),
         (tw.nn.Mish(), torch.nn.Mish()),
+        (tw.nn.Softmin(-1), torch.nn.Softmin(-1)),
+        (tw.nn.CELU(), torch.nn.CELU()),
+        (tw.nn.CELU(0.3), torch.nn.CELU(0.3)),
+        (tw.nn.SELU(), torch.nn.SELU()),
+        (tw.nn.ReLU6(), torch.nn.ReLU6()),
+        (tw.nn.Hardtanh(), torch.nn.Hardtanh()),
+        (tw.nn.Hardtanh(-0.3, 2.5), torch.nn.Hardtanh(-0.3, 2.5)),
+        (tw.nn.Hardsigmoid(), torch.nn.Hardsigmoid()),
+        (tw.nn.LogSigmoid(), torch.nn.LogSigmoid()),
+        (tw.nn.Softsign(), torch.nn.Softsign()),
+        (tw.nn.Threshold(0.7, -2.0), torch.nn.Threshold(0.7, -2.0)),
+        (tw.nn.Hardshrink(), torch.nn.Hardshrink()),
+        (tw.nn.Softshrink(0.9), torch.nn.Softshrink(0.9)),
+        (tw.nn.Tanhshrink(), torch.nn.Tanhshrink()),
+        (tw.nn.PReLU(), torch.nn.PReLU()),
+        (tw.nn.PReLU(36, init=0.1), torch.nn.PReLU(36, init=0.1)),
+        (tw.nn.GLU(), torch.nn.GLU()),
+        (tw.nn.GLU(dim=0), torch.nn.GLU(dim=0)),
         (tw.nn.Flatten(), torch.nn.Flatten()),
         (tw.nn.Identity(), torch.nn.Identity()),
     ],
 )
 def test_activations(rng, ours, theirs):
-    compare(ours, theirs, array(rng, 5, 37) * 3)
+    compare(ours, theirs, array(rng, 6, 36) * 3)
 
 
 def test_sequential(rng):

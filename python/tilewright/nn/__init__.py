@@ -5,17 +5,14 @@ Where a layer takes masks, True = ignore, as in PyTorch; the kernels' own masks 
 
 from tilewright.nn import init
 from tilewright.nn.activation import (
-    ELU,
     GELU,
-    Hardswish,
-    LeakyReLU,
+    GLU,
     LogSoftmax,
-    Mish,
     ReLU,
     Sigmoid,
     SiLU,
     Softmax,
-    Softplus,
+    Softmin,
     Tanh,
 )
 from tilewright.nn.attention import MultiheadAttention
@@ -36,6 +33,25 @@ from tilewright.nn.loss import (
 )
 from tilewright.nn.module import Module, Parameter
 from tilewright.nn.norm import LayerNorm, RMSNorm
+from tilewright.nn.pointwise import (
+    CELU,
+    ELU,
+    SELU,
+    Hardshrink,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    Mish,
+    PReLU,
+    ReLU6,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Tanhshrink,
+    Threshold,
+)
 from tilewright.nn.position import RotaryEmbedding, SinusoidalPositionalEncoding
 from tilewright.nn.quantized import QuantizedLinear
 from tilewright.nn.shape import Flatten, Identity
@@ -48,15 +64,21 @@ from tilewright.nn.transformer import (
 )
 
 __all__ = [
+    "CELU",
     "ELU",
     "GELU",
+    "GLU",
+    "SELU",
     "BCELoss",
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
     "Flatten",
+    "Hardshrink",
+    "Hardsigmoid",
     "Hardswish",
+    "Hardtanh",
     "HuberLoss",
     "Identity",
     "KLDivLoss",
@@ -64,6 +86,7 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LogSigmoid",
     "LogSoftmax",
     "MSELoss",
     "Mish",
@@ -72,10 +95,12 @@ __all__ = [
     "ModuleList",
     "MultiheadAttention",
     "NLLLoss",
+    "PReLU",
     "Parameter",
     "QuantizedLinear",
     "RMSNorm",
     "ReLU",
+    "ReLU6",
     "RotaryEmbedding",
     "Sequential",
     "SiLU",
@@ -83,8 +108,13 @@ __all__ = [
     "SinusoidalPositionalEncoding",
     "SmoothL1Loss",
     "Softmax",
+    "Softmin",
     "Softplus",
+    "Softshrink",
+    "Softsign",
     "Tanh",
+    "Tanhshrink",
+    "Threshold",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
