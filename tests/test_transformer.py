@@ -263,6 +263,10 @@ def test_padding_does_not_leak(rng):
     x[1, 4:] = np.nan
     with tw.no_grad():
         y = stack(x, src_key_padding_mask=PADDED).numpy()
+        for options in ((None, False, False), (None, True, True)):  # PyTorch's: change nothing
+            other = nn.TransformerEncoder(layer, 2, *options).eval()
+            again = other(x, src_key_padding_mask=PADDED).numpy()
+            assert np.array_equal(again, y, equal_nan=True)
         alone = stack(x[1:, :4]).numpy()
     assert np.array_equal(y[1, :4], alone[0])
     assert np.isfinite(y[0]).all()

@@ -217,10 +217,9 @@ def test_decoder_layer(rng, options):
 @pytest.mark.parametrize("options", LAYERS[:4], ids=str)
 def test_stacks(rng, options):
     ours, theirs = pair("TransformerEncoderLayer", **options)
-    ours = tw.nn.TransformerEncoder(ours, 2, tw.nn.LayerNorm(E))
-    theirs = torch.nn.TransformerEncoder(
-        theirs, 2, torch.nn.LayerNorm(E), enable_nested_tensor=False
-    )
+    stack = {"enable_nested_tensor": False, "mask_check": False}
+    ours = tw.nn.TransformerEncoder(ours, 2, tw.nn.LayerNorm(E), **stack)
+    theirs = torch.nn.TransformerEncoder(theirs, 2, torch.nn.LayerNorm(E), **stack)
     adopt(rng, ours, theirs)
     padding = masks_of(rng, "padding")["key_padding_mask"]
     later = np.triu(np.ones((L, L), bool), 1)

@@ -190,13 +190,27 @@ class _Stack(Module):
 class TransformerEncoder(_Stack):
     """``num_layers`` copies of an encoder layer, then ``norm`` if there is one.
 
-    The copies start with the same weights, as PyTorch's do. Its ``enable_nested_tensor`` and
-    ``mask_check`` are not needed: padded rows cost nothing more than others, and nothing is
-    guessed from a mask.
+    The copies start with the same weights, as PyTorch's do.
+
+    Args:
+        encoder_layer: what is copied.
+        num_layers: how often.
+        norm: of the last layer's output, or None.
+        enable_nested_tensor: PyTorch's, changes nothing: there are no nested tensors, and rows
+            that are padding come out as attention makes them, where PyTorch may return zeros.
+        mask_check: PyTorch's, changes nothing: it guards its nested tensors.
     """
 
-    def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
+    def __init__(
+        self,
+        encoder_layer: Module,
+        num_layers: int,
+        norm: Module | None = None,
+        enable_nested_tensor: bool = True,
+        mask_check: bool = True,
+    ) -> None:
         super().__init__(encoder_layer, num_layers, norm)
+        self.enable_nested_tensor, self.mask_check = enable_nested_tensor, mask_check
 
     def forward(
         self,
