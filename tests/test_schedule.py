@@ -113,6 +113,56 @@ def test_each_group_has_its_own_rate():
         schedule.load_state_dict({"last_epoch": 3, "base_lrs": [1.0]})
 
 
+def test_a_function_for_each_group():
+    o = optimizer(2.0, 0.5)
+    schedule = optim.LambdaLR(o, [one_over, lambda t: 3.0**t])
+    assert schedule.get_last_lr() == [2.0, 0.5]
+    schedule.step()
+    assert schedule.get_last_lr() == [1.0, 1.5]
+    o = optimizer(2.0, 0.5)
+    parts = [optim.LambdaLR(o, [one_over, lambda t: 3.0**t]), optim.ExponentialLR(o, 0.5)]
+    chained = optim.ChainedScheduler(parts)
+    chained.step()
+    assert chained.get_last_lr() == [0.5, 0.75]
+    sequential = optim.SequentialLR(o, parts, [2])
+    assert [sequential._rate(1, t, 4.0) for t in range(4)] == [4.0, 12.0, 4.0, 2.0]
+    for wrong in ([one_over], [one_over] * 3, []):
+        with pytest.raises(ValueError, match=r"LambdaLR: lr_lambda must be .* a list of 2"):
+            optim.LambdaLR(o, wrong)
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if n != "chained"])
+def test_last_epoch_goes_on(name):
+    """A schedule made for the step after ``last_epoch`` from the groups' ``initial_lr``."""
+    _, formula = SCHEDULES[name]
+    group = {"params": tw.tensor([1.0], requires_grad=True), "lr": 0.123, "initial_lr": 2.0}
+    o = optim.SGD([group])
+    schedule = RESUMED[name](o, 3)
+    assert schedule.last_epoch == 4
+    assert rates(schedule, 6) == pytest.approx([formula(t) for t in range(4, 10)])
+    message = "last_epoch 3 needs 'initial_lr' in every group"
+    if name != "sequential":  # whose parts were made before and left it
+        with pytest.raises(ValueError, match=message):
+            RESUMED[name](optimizer(), 3)
+
+
+RESUMED = {
+    "constant": lambda o, last: optim.ConstantLR(o, 0.5, 3, last),
+    "linear": lambda o, last: optim.LinearLR(o, 0.2, 1.0, 4, last),
+    "polynomial": lambda o, last: optim.PolynomialLR(o, 6, 2.0, last),
+    "step": lambda o, last: optim.StepLR(o, 3, 0.5, last),
+    "multistep": lambda o, last: optim.MultiStepLR(o, [5, 2], 0.1, last),
+    "exponential": lambda o, last: optim.ExponentialLR(o, 0.9, last),
+    "lambda": lambda o, last: optim.LambdaLR(o, [one_over], last),
+    "cosine": lambda o, last: optim.CosineAnnealingLR(o, 6, 0.5, last),
+    "restarts": lambda o, last: optim.CosineAnnealingWarmRestarts(o, 2, 2, 0.5, last),
+    "restarts alike": lambda o, last: optim.CosineAnnealingWarmRestarts(o, 3, last_epoch=last),
+    "sequential": lambda o, last: optim.SequentialLR(
+        o, [optim.LinearLR(o, 0.25, 1.0, 3), optim.CosineAnnealingLR(o, 7)], [3], last
+    ),
+}
+
+
 def test_cosine_schedule():
     o = optimizer()
     schedule = optim.CosineSchedule(o, 10, warmup_steps=4, min_lr_ratio=0.1)

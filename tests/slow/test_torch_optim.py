@@ -122,6 +122,7 @@ SCHEDULES = {
     "multistep": lambda s, o: s.MultiStepLR(o, [3, 3, 8], 0.3),
     "exponential": lambda s, o: s.ExponentialLR(o, 0.8),
     "lambda": lambda s, o: s.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "lambdas": lambda s, o: s.LambdaLR(o, [lambda t: 1 / (1 + t), lambda t: 0.9**t]),
     "cosine": lambda s, o: s.CosineAnnealingLR(o, 12, 0.01),
     "cosine over": lambda s, o: s.CosineAnnealingLR(o, 5),
     "restarts": lambda s, o: s.CosineAnnealingWarmRestarts(o, 3, 2, 0.01),
@@ -148,6 +149,44 @@ def test_schedules(rng, name):
         with warnings.catch_warnings():  # SequentialLR passes on an argument it deprecates
             warnings.simplefilter("ignore")
             b.step()
+
+
+RESUMED = {
+    "constant": lambda s, o, last: s.ConstantLR(o, 0.3, 9, last),
+    "linear": lambda s, o, last: s.LinearLR(o, 0.2, 0.8, 9, last),
+    "polynomial": lambda s, o, last: s.PolynomialLR(o, 9, 1.5, last),
+    "step": lambda s, o, last: s.StepLR(o, 4, 0.3, last),
+    "multistep": lambda s, o, last: s.MultiStepLR(o, [3, 3, 8], 0.3, last),
+    "exponential": lambda s, o, last: s.ExponentialLR(o, 0.8, last),
+    "lambda": lambda s, o, last: s.LambdaLR(o, lambda t: 1 / (1 + t), last),
+    "lambdas": lambda s, o, last: s.LambdaLR(o, [lambda t: 1 / (1 + t), lambda t: 0.9**t], last),
+    "cosine": lambda s, o, last: s.CosineAnnealingLR(o, 12, 0.01, last),
+    "restarts": lambda s, o, last: s.CosineAnnealingWarmRestarts(o, 3, 2, 0.01, last),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_schedules_that_go_on(rng, name):
+    """Both stop after five steps; new ones take their rates and go on by ``last_epoch``."""
+    make, found = RESUMED[name], []
+    for library, o in zip((tw, torch), pair(rng, "SGD", {"lr": 0.1}, groups=True), strict=True):
+        s = library.optim.lr_scheduler
+        first = make(s, o, -1)
+        for _ in range(5):
+            o.step()
+            first.step()
+        kept = ("params", "lr", "initial_lr")
+        o = library.optim.SGD([{n: g[n] for n in kept} for g in o.param_groups], lr=0.1)
+        schedule = make(s, o, first.last_epoch - 1)
+        rates = []
+        for _ in range(STEPS):
+            rates.append(schedule.get_last_lr())
+            o.step()
+            schedule.step()
+        found.append((schedule.last_epoch, np.array(rates)))
+    (a, ours), (b, theirs) = found
+    assert a == b
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

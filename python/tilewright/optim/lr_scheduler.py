@@ -18,29 +18,39 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import FormatError
-from tilewright.optim.optimizer import Optimizer
-
-_BASE = "initial_lr"  # of a group: the rate that schedules start from
+from tilewright.optim.optimizer import INITIAL_LR, Optimizer
 
 
 class LRScheduler:
     """What the schedules share.
 
-    Attributes:
+    Args:
         optimizer: whose groups' rates are set.
+        last_epoch: -1, or the step after which to go on: the rate is that of ``last_epoch + 1``,
+            and each group must say what it started with, as ``initial_lr``.
+
+    Attributes:
         last_epoch: steps taken.
     """
 
     _numbers: tuple[str, ...] = ()  # names of the attributes that are saved
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         self.optimizer = optimizer
-        self.last_epoch = 0
+        self._require(
+            last_epoch == -1 or all(INITIAL_LR in group for group in optimizer.param_groups),
+            f"last_epoch {last_epoch} needs {INITIAL_LR!r} in every group of the optimizer",
+        )
+        self.last_epoch = last_epoch + 1
         self._set()
 
     def lr_at(self, step: int, base: float) -> float:
         """The rate of a step, counted from 0, of a group that started with ``base``."""
         raise NotImplementedError
+
+    def _rate(self, group: int, step: int, base: float) -> float:
+        """The rate of group number ``group``; only LambdaLR's depends on the number."""
+        return self.lr_at(step, base)
 
     def step(self) -> None:
         """Set the optimizer's rates for its next step."""
@@ -48,13 +58,14 @@ class LRScheduler:
         self._set()
 
     def _set(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(self.last_epoch, group.setdefault(_BASE, group["lr"]))
+        for i, group in enumerate(self.optimizer.param_groups):
+            base = group.setdefault(INITIAL_LR, group["lr"])
+            group["lr"] = self._rate(i, self.last_epoch, base)
 
     @property
     def base_lrs(self) -> list[float]:
         """The rate that each group started with."""
-        return [group.get(_BASE, group["lr"]) for group in self.optimizer.param_groups]
+        return [group.get(INITIAL_LR, group["lr"]) for group in self.optimizer.param_groups]
 
     def get_last_lr(self) -> list[float]:
         """The rate of each group now."""
@@ -82,7 +93,7 @@ class LRScheduler:
                 f"got {len(bases)}"
             )
         for group, base in zip(groups, bases, strict=True):
-            group[_BASE] = base
+            group[INITIAL_LR] = base
         self._load(numbers)
         self._set()
 
@@ -101,14 +112,31 @@ def _plain(value: Any) -> Any:
 
 
 class LambdaLR(LRScheduler):
-    """lr = base * factor(step). The function is not saved."""
+    """lr = base * factor(step), by one function or a list with one for each group.
 
-    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
+    The functions are not saved. ``lr_at`` is of the first group.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
+        last_epoch: int = -1,
+    ) -> None:
         self.lr_lambda = lr_lambda
-        super().__init__(optimizer)
+        groups = len(optimizer.param_groups)
+        self._require(
+            callable(lr_lambda) or len(lr_lambda) == groups,
+            f"lr_lambda must be a function or a list of {groups}, one for each group",
+        )
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
-        return base * self.lr_lambda(step)
+        return self._rate(0, step, base)
+
+    def _rate(self, group: int, step: int, base: float) -> float:
+        factor = self.lr_lambda if callable(self.lr_lambda) else self.lr_lambda[group]
+        return base * factor(step)
 
 
 class ConstantLR(LRScheduler):
@@ -117,11 +145,15 @@ class ConstantLR(LRScheduler):
     _numbers = ("factor", "total_iters")
 
     def __init__(
-        self, optimizer: Optimizer, factor: float = 1.0 / 3.0, total_iters: int = 5
+        self,
+        optimizer: Optimizer,
+        factor: float = 1.0 / 3.0,
+        total_iters: int = 5,
+        last_epoch: int = -1,
     ) -> None:
         self.factor, self.total_iters = factor, total_iters
         self._require(0.0 <= factor <= 1.0, f"factor must be in [0, 1], got {factor}")
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         return base * self.factor if step < self.total_iters else base
@@ -138,12 +170,13 @@ class LinearLR(LRScheduler):
         start_factor: float = 1.0 / 3.0,
         end_factor: float = 1.0,
         total_iters: int = 5,
+        last_epoch: int = -1,
     ) -> None:
         self.start_factor, self.end_factor = start_factor, end_factor
         self.total_iters = total_iters
         self._require(0 < start_factor <= 1, f"start_factor must be in (0, 1], got {start_factor}")
         self._require(0 <= end_factor <= 1, f"end_factor must be in [0, 1], got {end_factor}")
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         share = min(step, self.total_iters) / self.total_iters if self.total_iters else 1.0
@@ -155,10 +188,12 @@ class PolynomialLR(LRScheduler):
 
     _numbers = ("total_iters", "power")
 
-    def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0) -> None:
+    def __init__(
+        self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
+    ) -> None:
         self.total_iters, self.power = total_iters, power
         self._require(total_iters > 0, f"total_iters must be above 0, got {total_iters}")
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         share = min(step, self.total_iters) / self.total_iters
@@ -170,10 +205,12 @@ class StepLR(LRScheduler):
 
     _numbers = ("step_size", "gamma")
 
-    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
         self.step_size, self.gamma = step_size, gamma
         self._require(step_size > 0, f"step_size must be above 0, got {step_size}")
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         return float(base * self.gamma ** (step // self.step_size))
@@ -184,9 +221,15 @@ class MultiStepLR(LRScheduler):
 
     _numbers = ("milestones", "gamma")
 
-    def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Sequence[int],
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+    ) -> None:
         self.milestones, self.gamma = sorted(milestones), gamma
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         return float(base * self.gamma ** bisect.bisect_right(self.milestones, step))
@@ -197,9 +240,9 @@ class ExponentialLR(LRScheduler):
 
     _numbers = ("gamma",)
 
-    def __init__(self, optimizer: Optimizer, gamma: float) -> None:
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
         self.gamma = gamma
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         return float(base * self.gamma**step)
@@ -213,10 +256,12 @@ class CosineAnnealingLR(LRScheduler):
 
     _numbers = ("T_max", "eta_min")
 
-    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
+    def __init__(
+        self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1
+    ) -> None:
         self.T_max, self.eta_min = T_max, eta_min
         self._require(T_max > 0, f"T_max must be above 0, got {T_max}")
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         return _cosine(step / self.T_max, base, self.eta_min)
@@ -231,13 +276,18 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     _numbers = ("T_0", "T_mult", "eta_min")
 
     def __init__(
-        self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0
+        self,
+        optimizer: Optimizer,
+        T_0: int,
+        T_mult: int = 1,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
     ) -> None:
         self.T_0, self.T_mult, self.eta_min = T_0, T_mult, eta_min
         self._require(
             T_0 > 0 and T_mult >= 1, f"T_0 and T_mult must be at least 1, got {T_0, T_mult}"
         )
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         period = self.T_0
@@ -264,6 +314,7 @@ class CosineSchedule(LRScheduler):
         total_steps: int,
         warmup_steps: int = 0,
         min_lr_ratio: float = 0.1,
+        last_epoch: int = -1,
     ) -> None:
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.min_lr_ratio = min_lr_ratio
@@ -271,7 +322,7 @@ class CosineSchedule(LRScheduler):
             0 <= warmup_steps <= total_steps,
             f"warmup_steps must be in [0, total_steps = {total_steps}], got {warmup_steps}",
         )
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: int, base: float) -> float:
         if step < self.warmup_steps:
@@ -288,7 +339,9 @@ def _cosine(t: float, top: float, bottom: float) -> float:
 
 
 class _Combined(LRScheduler):
-    def __init__(self, optimizer: Optimizer, schedulers: Sequence[LRScheduler]) -> None:
+    def __init__(
+        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], last_epoch: int = -1
+    ) -> None:
         self.schedulers = list(schedulers)
         self._require(bool(self.schedulers), "needs at least one scheduler")
         self._require(
@@ -299,7 +352,10 @@ class _Combined(LRScheduler):
             all(s.optimizer is optimizer for s in self.schedulers),
             "schedulers must be of one optimizer",
         )
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
+
+    def lr_at(self, step: int, base: float) -> float:
+        return self._rate(0, step, base)
 
     def _set(self) -> None:
         super()._set()
@@ -329,7 +385,11 @@ class SequentialLR(_Combined):
     _numbers = ("milestones",)
 
     def __init__(
-        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int]
+        self,
+        optimizer: Optimizer,
+        schedulers: Sequence[LRScheduler],
+        milestones: Sequence[int],
+        last_epoch: int = -1,
     ) -> None:
         self.milestones = list(milestones)
         self._require(
@@ -337,12 +397,12 @@ class SequentialLR(_Combined):
             f"needs one milestone between each two schedulers, got {len(self.milestones)} "
             f"for {len(schedulers)}",
         )
-        super().__init__(optimizer, schedulers)
+        super().__init__(optimizer, schedulers, last_epoch)
 
-    def lr_at(self, step: int, base: float) -> float:
+    def _rate(self, group: int, step: int, base: float) -> float:
         index = bisect.bisect_right(self.milestones, step)
         start = self.milestones[index - 1] if index else 0
-        return self.schedulers[index].lr_at(step - start, base)
+        return self.schedulers[index]._rate(group, step - start, base)
 
 
 class ChainedScheduler(_Combined):
@@ -359,9 +419,9 @@ class ChainedScheduler(_Combined):
             raise ValueError("ChainedScheduler: needs at least one scheduler")
         super().__init__(optimizer or schedulers[0].optimizer, schedulers)
 
-    def lr_at(self, step: int, base: float) -> float:
+    def _rate(self, group: int, step: int, base: float) -> float:
         for schedule in self.schedulers:
-            base = schedule.lr_at(step, base)
+            base = schedule._rate(group, step, base)
         return base
 
 

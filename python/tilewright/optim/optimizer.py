@@ -12,6 +12,7 @@ from tilewright.device import Device, device_of, running_on
 from tilewright.errors import FormatError, ShapeError
 
 _SIZE = "size"  # of a group: saved in place of its parameters
+INITIAL_LR = "initial_lr"  # of a group: the rate that schedules start from
 
 
 class Optimizer:
@@ -70,10 +71,13 @@ class Optimizer:
     # Groups -------------------------------------------------------------------------------------
 
     def add_param_group(self, group: dict[str, Any]) -> None:
-        """Add ``{"params": Tensors, option: value, ...}``; options left out are the defaults."""
+        """Add ``{"params": Tensors, option: value, ...}``; options left out are the defaults.
+
+        ``initial_lr`` beside them is for a schedule that goes on (its ``last_epoch``).
+        """
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
-        unknown = sorted(set(group) - set(self.defaults) - {"params"})
+        unknown = sorted(set(group) - set(self.defaults) - {"params", INITIAL_LR})
         if unknown:
             raise ValueError(
                 f"{type(self).__name__}: the options of a group are "
