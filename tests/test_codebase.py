@@ -107,6 +107,50 @@ def test_simd_uses_no_standard_library():
     assert not wrong, wrong
 
 
+# x86's and NEON's functions and types, and what they are made of in GCC; waiting is no arithmetic.
+INTRINSICS = re.compile(
+    r"\b_mm\d*_|\b__m(128|256|512)|\b__mmask|\b__builtin_(ia32_(?!pause)|aarch64_|neon_)"
+    r"|\bv\w+_b?[fsup](8|16|32|64)\s*\(|\b(b?float|u?int|poly)\d+x\d+(x\d)?_t\b"
+    r"|<(\w*intrin|arm_\w+)\.h>"
+)
+
+
+def may_use_intrinsics(path):
+    return path.parent.name == "simd" and re.fullmatch(r"vec_\w+\.h|dot_s8\.h", path.name)
+
+
+def test_intrinsics_stay_where_they_belong():
+    paths = sources("csrc", "tests/cpp")
+    assert not found_in([p for p in paths if not may_use_intrinsics(p)], INTRINSICS)
+    using = {p.name for p in paths if may_use_intrinsics(p) and INTRINSICS.search(text_of(p))}
+    assert using >= {"vec_avx2.h", "vec_avx512.h", "vec_neon.h", "dot_s8.h"}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("v = _mm_add_ps(a, b);", True),
+        ("v = _mm512_maskz_loadu_ps(mask, p);", True),
+        ("__m256i v;", True),
+        ("__mmask16 m = 1;", True),
+        ("v = vfmaq_laneq_f32(c, a, b, 1);", True),
+        ("vst1q_s8 (p, v);", True),
+        ("v = vbfdotq_f32(c, a, b);", True),
+        ("v = vcvt_bf16(a);", True),
+        ("float32x4_t v;", True),
+        ("uint8x16x2_t v;", True),
+        ("v = __builtin_ia32_maxps(a, b);", True),
+        ("#include <immintrin.h>", True),
+        ("#include <arm_neon.h>", True),
+        ("__builtin_ia32_pause();", False),
+        ("v = __builtin_shuffle(a, b, order);", False),
+        ("value_of(x), view_of(f32), vec_f32, to_float(widen(p))", False),
+    ],
+)
+def test_what_counts_as_an_intrinsic(line, found):
+    assert bool(INTRINSICS.search(line)) == found
+
+
 def cuda_kernels():
     return [p for p in sources("csrc/cuda") if not p.is_relative_to(ROOT / "csrc/cuda/gpu")]
 

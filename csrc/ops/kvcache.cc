@@ -43,6 +43,7 @@ void check_sizes(const KVShape& s) {
 
 void check_operands(const KVAppend& op) {
   const Check check{"KVCache.append"};
+  if (!op.cache) check.dtype_error("cache is required, got nullptr");
   const KVShape& s = op.cache->shape();
   if (op.layer < 0 || op.layer >= s.layers) {
     check.shape_error("layer must lie between 0 and " + std::to_string(s.layers - 1) + ", got " +

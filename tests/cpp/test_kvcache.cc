@@ -155,4 +155,8 @@ TEST(caches_refuse_what_does_not_fit) {
   CHECK_THROWS(ShapeError, "KVCache.append: k must fit into max_tokens = 8", append(cache, 0, 9));
   const Operand k(DType::f32, {1, 1, 2, 4}), v(DType::f32, {1, 1, 3, 4});
   CHECK_THROWS(ShapeError, "KVCache.append: v must have", run(KVAppend{&cache, 0, k.view, v.view}));
+  CHECK_THROWS(DtypeError, "KVCache.append: cache is required",
+               run(KVAppend{nullptr, 0, k.view, k.view}));
+  CHECK_THROWS(DtypeError, "KVCache.append: cache is required", check_operands(KVAppend{}));
+  CHECK_THROWS(DtypeError, "KVCache.append: k is required", run(KVAppend{&cache, 0}));
 }

@@ -342,8 +342,8 @@ void run(const Attention& op);
 
 // k, v become the next tokens of each sequence of a layer.
 struct KVAppend {
-  KVCache* cache;
-  int64_t layer;
+  KVCache* cache = nullptr;
+  int64_t layer = 0;
   View k, v;  // (B, Hkv, T, D) T
 };
 void run(const KVAppend& op);
