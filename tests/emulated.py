@@ -177,6 +177,7 @@ def to_device(x):
     if x.size == 0 or x.ndim == 0:
         made = DEVICE.empty(x.shape, x.dtype)
         made.host[...] = x
+        made.host.flags.writeable = x.flags.writeable
         return made
     low, high = byte_bounds(x)
     shift = low % 64  # and their alignment
