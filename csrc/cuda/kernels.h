@@ -6,6 +6,9 @@
 
 namespace tilewright::cuda {
 
+// matmul.cu
+void matmul(const Matmul& op);
+
 // softmax.cu
 void softmax_forward(const SoftmaxForward& op);
 void softmax_backward(const SoftmaxBackward& op);

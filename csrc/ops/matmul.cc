@@ -1,17 +1,19 @@
 // matmul: the dtypes, then a product (ops/batch.h).
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
 #include "core/size.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 #include "ops/batch.h"
 #include "tilewright/ops.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"matmul"};
+const Check check{"matmul", Check::on_gpu_too};
 
 }  // namespace
 
@@ -32,8 +34,11 @@ void run(const Matmul& op) {
   const Product product = check_product(check, views, kFloats);
   check_bias(check, op.bias, product, op.out);
   const KernelTable& table = kernels();
+  const Trace trace("matmul", level_of(op.a, table.isa), [&] { return format_product(product); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.a)) return cuda::matmul(op);
+  }
   check_packed_level(check, op.packed, table.isa);
-  const Trace trace("matmul", table.isa, [&] { return format_product(product); });
 
   Epilogue epilogue;
   epilogue.alpha = op.alpha;

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from tilewright import _core
+from tilewright.device import device_of
 from tilewright.errors import UnsupportedError
 from tilewright.interop import PLAIN
 from tilewright.ops.activations import REFERENCES
@@ -252,7 +253,7 @@ def _product(
 
     def as_matrix(v: Any) -> Any:
         """Give something shaped like y the axes that y lacks."""
-        if not isinstance(v, ndarray) or v.ndim < 1 - column:
+        if not (isinstance(v, ndarray) or device_of(v)) or v.ndim < 1 - column:
             return v
         v = v[..., None] if column else v
         return v[..., None, :] if row else v
