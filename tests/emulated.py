@@ -22,7 +22,10 @@ except ImportError:  # NumPy 1
 
 
 # The ops that have CUDA kernels.
-KERNELS = {"softmax", "log_softmax"}
+KERNELS = {
+    *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
+    *("softmax", "log_softmax"),
+}  # fmt: skip
 
 
 def load(path):

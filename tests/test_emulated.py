@@ -54,6 +54,17 @@ def test_an_op_without_a_kernel_says_so(x):
         tw.pack(x)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 5000])  # blocks of 64, and blocks of those
+def test_rows_are_summed(rows, rng):
+    wide = rng.standard_normal((rows, 70)).astype(F32)
+    for x in (wide, np.asfortranarray(wide), wide[::-1, ::2]):
+        out = emulated.DEVICE.empty((x.shape[1],), F32)
+        _core.sum_rows(emulated.to_device(x), out)
+        exact = x.astype(np.float64)
+        bound = 2 * max(1, rows) ** 0.5 * 2.0**-24 * abs(exact).sum(0)
+        assert (abs(out.get() - exact.sum(0)) <= bound).all()
+
+
 ORDERS = [("in order", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2)]
 
 

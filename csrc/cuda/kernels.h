@@ -9,8 +9,15 @@ namespace tilewright::cuda {
 // matmul.cu
 void matmul(const Matmul& op);
 
+// activation.cu
+void activation_forward(const ActivationForward& op);
+void activation_backward(const ActivationBackward& op);
+
 // softmax.cu
 void softmax_forward(const SoftmaxForward& op);
 void softmax_backward(const SoftmaxBackward& op);
+
+// sum_rows.cu
+void sum_rows(const SumRows& op);
 
 }  // namespace tilewright::cuda

@@ -2,10 +2,12 @@
 #include "cpu/elementwise.h"
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 
 namespace tilewright {
 namespace {
@@ -32,19 +34,22 @@ const char* name(Activation kind) {
 }  // namespace
 
 void run(const ActivationForward& op) {
-  const Check check{name(op.activation)};
+  const Check check{name(op.activation), Check::on_gpu_too};
   check.dtype("x", op.x, kFloats);
   check.output("out", op.y, kFloats);
   check.same_shape("out", op.y, op.x, "x");
   check.no_overlap("out", op.y, "x", op.x, true);
   if (op.x.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace(check.op, table.isa, [&] { return format_shape(op.x); });
+  const Trace trace(check.op, level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::activation_forward(op);
+  }
   activation_forward(op, table);
 }
 
 void run(const ActivationBackward& op) {
-  const Check check{name(op.activation)};
+  const Check check{name(op.activation), Check::on_gpu_too};
   check.dtype("x", op.x, kFloats);
   check.dtype("dy", op.dy, kFloats);
   check.same_shape("dy", op.dy, op.x, "x");
@@ -54,12 +59,15 @@ void run(const ActivationBackward& op) {
   check.no_overlap("dx", op.dx, "dy", op.dy, true);
   if (op.x.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace(check.op, table.isa, [&] { return format_shape(op.x); });
+  const Trace trace(check.op, level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::activation_backward(op);
+  }
   activation_backward(op, table);
 }
 
 void run(const SumRows& op) {
-  const Check check{"sum_rows"};
+  const Check check{"sum_rows", Check::on_gpu_too};
   check.dtype("x", op.x, kFloats);
   if (op.x.rank != 2) check.shape_error("x must have 2 axes, (rows, C), got " + format_shape(op.x));
   check.output("out", op.out, kFloats);
@@ -68,7 +76,10 @@ void run(const SumRows& op) {
   const int64_t C = op.x.shape[1];
   if (C == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace("sum_rows", table.isa, [&] { return format_shape(op.x); });
+  const Trace trace("sum_rows", level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::sum_rows(op);
+  }
   const Rows out(op.out, table.element);
   const Block all{0, 1, 0, C};
   const Scratch room(out.room(1, C));
