@@ -24,6 +24,7 @@ except ImportError:  # NumPy 1
 # The ops that have CUDA kernels.
 KERNELS = {
     *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
+    *("layernorm", "rmsnorm"),
     *("softmax", "log_softmax"),
 }  # fmt: skip
 

@@ -13,6 +13,10 @@ void matmul(const Matmul& op);
 void activation_forward(const ActivationForward& op);
 void activation_backward(const ActivationBackward& op);
 
+// layernorm.cu
+void layernorm_forward(const LayernormForward& op);
+void layernorm_backward(const LayernormBackward& op);
+
 // softmax.cu
 void softmax_forward(const SoftmaxForward& op);
 void softmax_backward(const SoftmaxBackward& op);

@@ -2,9 +2,11 @@
 #include "cpu/layernorm.h"
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 
 namespace tilewright {
 namespace {
@@ -42,7 +44,7 @@ void check_result(const Check& check, const char* arg, const View& v, const Laye
 }  // namespace
 
 void run(const LayernormForward& op) {
-  const Check check{op.centred ? "layernorm" : "rmsnorm"};
+  const Check check{op.centred ? "layernorm" : "rmsnorm", Check::on_gpu_too};
   check.dtype("x", op.x, kFloats);
   check.rank("x", op.x, 1, "the last of which is normalised");
   check_vector(check, "gamma", op.gamma, op.x);
@@ -60,12 +62,15 @@ void run(const LayernormForward& op) {
   if (op.rstd) check_statistic(check, "rstd", op.rstd, op.x);
   if (op.x.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace(check.op, table.isa, [&] { return format_shape(op.x); });
+  const Trace trace(check.op, level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::layernorm_forward(op);
+  }
   layernorm_forward(op, table);
 }
 
 void run(const LayernormBackward& op) {
-  const Check check{op.mean ? "layernorm" : "rmsnorm"};
+  const Check check{op.mean ? "layernorm" : "rmsnorm", Check::on_gpu_too};
   check.dtype("x", op.s, kFloats);
   check.rank("x", op.s, 1, "the last of which is normalised");
   check_vector(check, "gamma", op.gamma, op.s);
@@ -81,8 +86,11 @@ void run(const LayernormBackward& op) {
   check.no_overlap("dx", op.dx, "dy", op.dy, true);
   if (op.s.last() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace(op.mean ? "layernorm_backward" : "rmsnorm_backward", table.isa,
+  const Trace trace(op.mean ? "layernorm_backward" : "rmsnorm_backward", level_of(op.s, table.isa),
                     [&] { return format_shape(op.s); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.s)) return cuda::layernorm_backward(op);
+  }
   layernorm_backward(op, table);
 }
 
