@@ -26,6 +26,7 @@ KERNELS = {
     *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
     *("layernorm", "rmsnorm"),
     *("softmax", "log_softmax"),
+    "matmul",
 }  # fmt: skip
 
 
