@@ -45,7 +45,15 @@ std::uint64_t shuffle(unsigned mask, std::uint64_t value, Shuffle kind, int oper
 void ldmatrix(std::uint32_t* registers, int count, bool transpose, const void* row, Site site);
 
 // d += a b on one 16 x 8 tile; a has 4 registers a lane, b has 2, d has 4.
-enum class Mma : std::uint8_t { bf16_m16n8k16, f16_m16n8k16, tf32_m16n8k8, s8_m16n8k32 };
+enum class Mma : std::uint8_t {
+  bf16_m16n8k16,
+  f16_m16n8k16,
+  tf32_m16n8k8,
+  s8_s8_m16n8k32,  // a's integers, then b's
+  s8_u8_m16n8k32,
+  u8_s8_m16n8k32,
+  u8_u8_m16n8k32,
+};
 void mma(Mma kind, void* d, const std::uint32_t* a, const std::uint32_t* b, Site site);
 
 // Copies happen when the issuing thread waits for them, the latest moment that hardware allows;

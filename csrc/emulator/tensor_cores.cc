@@ -58,12 +58,13 @@ struct Tf32 {
   static constexpr int n = 1, group = 4;
   static float get(std::uint32_t r, int) { return tf32_to_float(r); }
 };
-// As unsigned numbers, which wrap: the sum's bits are the same.
+// Of T, int8 or uint8; as unsigned numbers, which wrap: the sum's bits are the same.
+template <class T>
 struct Bytes {
   using Element = std::uint32_t;
   static constexpr int n = 4, group = 0;
   static std::uint32_t get(std::uint32_t r, int e) {
-    const auto byte = static_cast<std::int8_t>(r >> (8 * e));
+    const auto byte = static_cast<T>(r >> (8 * e));
     return static_cast<std::uint32_t>(std::int32_t{byte});
   }
 };
@@ -112,10 +113,10 @@ void add_truncated(const float (&a)[depth], const Floats (&b)[depth], Floats& c)
   for (int k = 0; k < depth; k += group) add_step<group>(a + k, b + k, c);
 }
 
-template <class Kind>
+template <class KindA, class KindB = KindA>
 void multiply(std::array<void*, kLanes>& all) {
-  using T = typename Kind::Element;
-  constexpr int n = Kind::n, depth = 8 * n;
+  using T = typename KindA::Element;
+  constexpr int n = KindA::n, group = KindA::group, depth = 8 * n;
   T a[16][depth];
   Eight<T> b[depth], c[16];
   for (int lane = 0; lane < static_cast<int>(kLanes); ++lane) {
@@ -123,11 +124,11 @@ void multiply(std::array<void*, kLanes>& all) {
     for (int e = 0; e < n; ++e) {
       for (int r = 0; r < 4; ++r) {
         const Place p = place_in_a(lane, r, e, n);
-        a[p.row][p.column] = Kind::get(x.a[r], e);
+        a[p.row][p.column] = KindA::get(x.a[r], e);
       }
       for (int r = 0; r < 2; ++r) {
         const Place p = place_in_b(lane, r, e, n);
-        b[p.row][p.column] = Kind::get(x.b[r], e);
+        b[p.row][p.column] = KindB::get(x.b[r], e);
       }
     }
     for (int i = 0; i < 4; ++i) {
@@ -138,9 +139,9 @@ void multiply(std::array<void*, kLanes>& all) {
     }
   }
   for (int row = 0; row < 16; ++row) {
-    if constexpr (Kind::group > 0) {
+    if constexpr (group > 0) {
       if (machine.accumulation == Accumulation::truncated) {
-        add_truncated<Kind::group>(a[row], b, c[row]);
+        add_truncated<group>(a[row], b, c[row]);
         continue;
       }
     }
@@ -170,8 +171,14 @@ void mma(Mma kind, void* d, const std::uint32_t* a, const std::uint32_t* b, Site
         return multiply<Halves<f16_to_float>>(all);
       case Mma::tf32_m16n8k8:
         return multiply<Tf32>(all);
-      case Mma::s8_m16n8k32:
-        return multiply<Bytes>(all);
+      case Mma::s8_s8_m16n8k32:
+        return multiply<Bytes<std::int8_t>>(all);
+      case Mma::s8_u8_m16n8k32:
+        return multiply<Bytes<std::int8_t>, Bytes<std::uint8_t>>(all);
+      case Mma::u8_s8_m16n8k32:
+        return multiply<Bytes<std::uint8_t>, Bytes<std::int8_t>>(all);
+      case Mma::u8_u8_m16n8k32:
+        return multiply<Bytes<std::uint8_t>>(all);
     }
   };
   rendezvous("mma", ~0u, site, &mine, finish, true);

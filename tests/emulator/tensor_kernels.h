@@ -18,7 +18,7 @@ __device__ void multiply(D (&d)[4], const std::uint32_t (&a)[4], const std::uint
   } else if constexpr (kind == Kind::tf32) {
     gpu::mma_tf32(d, a, b);
   } else {
-    gpu::mma_s8(d, a, b);
+    gpu::mma_int8<std::int8_t, std::int8_t>(d, a, b);
   }
 }
 
@@ -33,6 +33,16 @@ __global__ void product(const std::uint32_t* a, const std::uint32_t* b, D* c, in
   for (int r = 0; r < 4; ++r) d[r] = c[lane * 4 + r];
   for (int i = 0; i < times; ++i) multiply<kind>(d, ra, rb);
   for (int r = 0; r < 4; ++r) c[lane * 4 + r] = d[r];
+}
+
+// Every byte of a is x, every byte of b is y.
+template <class A, class B>
+__global__ void product_of_bytes(std::uint32_t x, std::uint32_t y, std::int32_t* c) {
+  const std::uint32_t ra[4] = {x * 0x01010101, x * 0x01010101, x * 0x01010101, x * 0x01010101};
+  const std::uint32_t rb[2] = {y * 0x01010101, y * 0x01010101};
+  std::int32_t d[4] = {};
+  gpu::mma_int8<A, B>(d, ra, rb);
+  for (int r = 0; r < 4; ++r) c[threadIdx.x * 4 + r] = d[r];
 }
 
 // c[16][8] = a b, with a[16][K] by rows and b[8][K] by columns, K such that rows have T's 32 bytes.

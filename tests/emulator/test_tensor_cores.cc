@@ -205,6 +205,20 @@ TEST(integers_wrap_and_are_exact) {
   }
 }
 
+template <class A, class B>
+void check_signs() {
+  const Device<std::int32_t> c(128);
+  IS_RIGHT(outcome(product_of_bytes<A, B>, dim3(1), dim3(32), 0, 0x81u, 0xfeu, c.get()));
+  const int product = static_cast<A>(0x81) * static_cast<B>(0xfe);
+  for (std::size_t i = 0; i < c.size(); ++i) CHECK(c[i] == 32 * product);
+}
+TEST(each_operand_has_its_sign) {
+  check_signs<std::int8_t, std::int8_t>();
+  check_signs<std::int8_t, std::uint8_t>();
+  check_signs<std::uint8_t, std::int8_t>();
+  check_signs<std::uint8_t, std::uint8_t>();
+}
+
 template <Kind kind, class T, class D>
 void check_ldmatrix(int n) {
   const Tile tile = integers(kind, n);

@@ -63,9 +63,16 @@ inline void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint
                      TILEWRIGHT_HERE) {
   emulator::mma(emulator::Mma::tf32_m16n8k8, d, a, b, TILEWRIGHT_SITE);
 }
-inline void mma_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                   TILEWRIGHT_HERE) {
-  emulator::mma(emulator::Mma::s8_m16n8k32, d, a, b, TILEWRIGHT_SITE);
+template <class A, class B>
+void mma_int8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+              TILEWRIGHT_HERE) {
+  static_assert(sizeof(A) == 1 && sizeof(B) == 1);
+  constexpr bool a_signed = std::is_same_v<A, std::int8_t>;
+  constexpr bool b_signed = std::is_same_v<B, std::int8_t>;
+  constexpr auto kind =
+      a_signed ? (b_signed ? emulator::Mma::s8_s8_m16n8k32 : emulator::Mma::s8_u8_m16n8k32)
+               : (b_signed ? emulator::Mma::u8_s8_m16n8k32 : emulator::Mma::u8_u8_m16n8k32);
+  emulator::mma(kind, d, a, b, TILEWRIGHT_SITE);
 }
 
 inline void cp_async16(void* shared, const void* global, int source_bytes = 16, TILEWRIGHT_HERE) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "core/env.h"
 #include "cuda/gpu/launch.h"
@@ -120,13 +121,28 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const std::uint32_t (&a)
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-__device__ __forceinline__ void mma_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
-                                       const std::uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// A, B: std::int8_t or std::uint8_t, each operand its own.
+template <class A, class B>
+__device__ __forceinline__ void mma_int8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
+                                         const std::uint32_t (&b)[2]) {
+#define TILEWRIGHT_MMA_INT8(types)                                                    \
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." types                         \
+               ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  constexpr bool a_signed = std::is_same_v<A, std::int8_t>;
+  constexpr bool b_signed = std::is_same_v<B, std::int8_t>;
+  static_assert(sizeof(A) == 1 && sizeof(B) == 1);
+  if constexpr (a_signed && b_signed) {
+    TILEWRIGHT_MMA_INT8("s8.s8");
+  } else if constexpr (a_signed) {
+    TILEWRIGHT_MMA_INT8("s8.u8");
+  } else if constexpr (b_signed) {
+    TILEWRIGHT_MMA_INT8("u8.s8");
+  } else {
+    TILEWRIGHT_MMA_INT8("u8.u8");
+  }
+#undef TILEWRIGHT_MMA_INT8
 }
 
 // Copies 16 bytes, of which those past source_bytes become zero.
