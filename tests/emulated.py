@@ -26,7 +26,7 @@ KERNELS = {
     *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
     *("layernorm", "rmsnorm"),
     *("softmax", "log_softmax"),
-    "matmul",
+    *("matmul", "int8_matmul"),
 }  # fmt: skip
 
 

@@ -17,6 +17,14 @@ void activation_backward(const ActivationBackward& op);
 void layernorm_forward(const LayernormForward& op);
 void layernorm_backward(const LayernormBackward& op);
 
+// qgemm.cu
+void int8_matmul(const Int8Matmul& op);
+void quantized_matmul(const QuantizedMatmul& op);
+
+// quantize.cu
+void quantize(const Quantize& op);
+void dequantize(const Dequantize& op);
+
 // softmax.cu
 void softmax_forward(const SoftmaxForward& op);
 void softmax_backward(const SoftmaxBackward& op);

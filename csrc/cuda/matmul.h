@@ -2,6 +2,7 @@
 #pragma once
 #include "cuda/gpu/stream.h"
 #include "cuda/product.h"
+#include "cuda/weights.h"
 #include "tilewright/ops.h"
 
 namespace tilewright::cuda {
@@ -20,6 +21,7 @@ TileSize tile_size(const Product& p);
 enum class Multiply : std::uint8_t { bf16, f16, tf32, tf32x3 };
 
 void matmul_ffma(const Product& p, TileSize size);
+void matmul_ffma(const Product& p, TileSize size, const Weights& b);  // instead of p.b
 void matmul_mma(const Product& p, TileSize size, Multiply kind);
 
 // matmul() with tiles of a given size.

@@ -15,11 +15,14 @@
 //
 // Numerics: an output is the sum, in ascending order, of chains of kChain fused multiply-adds, in
 // ascending order of k. No other order exists: a row's bits depend on that row alone. 16-bit
-// operands, where they meet float32, are widened exactly on their way into shared memory.
+// operands, where they meet float32, are widened exactly on their way into shared memory; quantized
+// weights become the floats that dequantize makes of them.
 // Not handled: tensor cores (matmul_mma.cu), packed operands.
 //
 // Method: Volkov & Demmel, "Benchmarking GPUs to tune dense linear algebra" (2008); the chains are
 // those of csrc/simd/gemm_kernel.cc.
+#include <type_traits>
+
 #include "cuda/matmul.h"
 
 namespace tilewright::cuda {
@@ -80,9 +83,9 @@ __device__ inline void read_four(FloatTile<major, lines>& tile, int line, int k4
   }
 }
 
-template <class S, Major a_major, Major b_major>
+template <class S, class Right, Major a_major, Major b_major>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    ffma_kernel(const __grid_constant__ Product p) {
+    ffma_kernel(const __grid_constant__ Product p, const __grid_constant__ Right weights) {
   auto& shared = gpu::shared_memory<Shared<S, a_major, b_major>>();
   const Place place = place_of(p, S::kRows, S::kColumns);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -95,7 +98,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   const auto load = [&](int stage, std::int64_t step) {
     const std::int64_t k = step * kDepth;
     tiles.a[stage].template copy<S::kThreads>(place.a, place.row, p.M, k, p.K);
-    tiles.b[stage].template copy<S::kThreads>(place.b, place.column, p.N, k, p.K);
+    if constexpr (std::is_same_v<Right, Weights>) {
+      tiles.b[stage].template copy<S::kThreads>(weights, place.column, p.N, k, p.K);
+    } else {
+      tiles.b[stage].template copy<S::kThreads>(place.b, place.column, p.N, k, p.K);
+    }
   };
   const std::int64_t steps = (p.K + kDepth - 1) / kDepth;
   for_steps<kStages>(steps, load, [&](int stage, std::int64_t step) {
@@ -147,32 +154,45 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   }
 }
 
-template <class S, Major a_major, Major b_major>
-void launch(const Product& p) {
-  gpu::launch("matmul_ffma", ffma_kernel<S, a_major, b_major>,
+struct None {};  // b is p's own operand
+
+template <class S, class Right, Major a_major, Major b_major>
+void launch(const Product& p, const Right& weights) {
+  gpu::launch("matmul_ffma", ffma_kernel<S, Right, a_major, b_major>,
               dim3(blocks_of(p, S::kRows, S::kColumns)), dim3(S::kThreads),
-              sizeof(Shared<S, a_major, b_major>), gpu::current_stream(), p);
+              sizeof(Shared<S, a_major, b_major>), gpu::current_stream(), p, weights);
 }
 
-template <class S>
-void launch_for_majors(const Product& p) {
+template <class S, class Right>
+void launch_for_majors(const Product& p, const Right& weights) {
   constexpr Major k = Major::k, line = Major::line;
-  const bool b_by_k = p.b_major == k;
-  if (p.a_major == k) return b_by_k ? launch<S, k, k>(p) : launch<S, k, line>(p);
-  return b_by_k ? launch<S, line, k>(p) : launch<S, line, line>(p);
+  if (p.a_major == k) {
+    return p.b_major == k ? launch<S, Right, k, k>(p, weights)
+                          : launch<S, Right, k, line>(p, weights);
+  }
+  return p.b_major == k ? launch<S, Right, line, k>(p, weights)
+                        : launch<S, Right, line, line>(p, weights);
+}
+
+template <class Right>
+void launch_for_size(const Product& p, TileSize size, const Right& weights) {
+  switch (size) {
+    case TileSize::large:
+      return launch_for_majors<Large>(p, weights);
+    case TileSize::medium:
+      return launch_for_majors<Medium>(p, weights);
+    case TileSize::flat:
+      return launch_for_majors<Flat>(p, weights);
+  }
 }
 
 }  // namespace
 
 void matmul_ffma(const Product& p, TileSize size) {
-  switch (size) {
-    case TileSize::large:
-      return launch_for_majors<Large>(p);
-    case TileSize::medium:
-      return launch_for_majors<Medium>(p);
-    case TileSize::flat:
-      return launch_for_majors<Flat>(p);
-  }
+  launch_for_size(p, size, None{});
+}
+void matmul_ffma(const Product& p, TileSize size, const Weights& b) {
+  launch_for_size(p, size, b);
 }
 
 }  // namespace tilewright::cuda

@@ -179,8 +179,7 @@ __device__ inline float plain_sum(const Product& p, const Place& place, std::int
                                   std::int64_t column) {
   float sum = 0.0f;
   for (std::int64_t k = 0; k < p.K; ++k) {
-    const float a = element<float>(place.a, row * place.a.line_stride + k * place.a.k_stride);
-    const float b = element<float>(place.b, column * place.b.line_stride + k * place.b.k_stride);
+    const float a = place.a.at<float>(row, k), b = place.b.at<float>(column, k);
     sum = fmaf(a, b, sum);
   }
   return sum;

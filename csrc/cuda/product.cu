@@ -38,7 +38,8 @@ Major settle(Operand& x, std::int64_t lines, std::int64_t K, DType tile, const B
   const bool dense = major == Major::line || x.k_stride == 1;
   const std::int64_t other = major == Major::line ? x.k_stride : x.line_stride;
   const int n = static_cast<int>(16 / dtype_size(tile));
-  x.async = dense && x.dtype == tile && in_steps_of(n, x.data, tile, other, batch, strides);
+  const bool as_it_is = x.dtype == tile || dtype_size(tile) == 1;  // bytes of either sign
+  x.async = dense && as_it_is && in_steps_of(n, x.data, tile, other, batch, strides);
   return major;
 }
 

@@ -59,6 +59,7 @@ __device__ inline M moved(const M& m, std::int64_t elements) {
 // What a block works on: a matrix of the batch, and a tile of it. Tiles follow each other down
 // columns of 8: what runs at one time shares operands in the L2 cache.
 struct Place {
+  std::int64_t matrix;       // counted through the batch
   std::int64_t row, column;  // of the tile's first element
   Operand a, b;
   Matrix residual, out;
@@ -67,9 +68,9 @@ struct Place {
 __device__ inline Place place_of(const Product& p, int rows, int columns) {
   constexpr std::int64_t kGroup = 8;
   const std::int64_t down = (p.M + rows - 1) / rows, across = (p.N + columns - 1) / columns;
-  std::int64_t index = static_cast<std::int64_t>(blockIdx.x) / (down * across);
+  const std::int64_t matrix = static_cast<std::int64_t>(blockIdx.x) / (down * across);
   const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) % (down * across);
-  std::int64_t a = 0, b = 0, residual = 0, out = 0;
+  std::int64_t a = 0, b = 0, residual = 0, out = 0, index = matrix;
   for (int d = p.batch.rank - 1; d >= 0; --d) {
     const std::int64_t i = index % p.batch.shape[d];
     index /= p.batch.shape[d];
@@ -78,7 +79,8 @@ __device__ inline Place place_of(const Product& p, int rows, int columns) {
   }
   const std::int64_t group = tile / (kGroup * across), within = tile % (kGroup * across);
   const std::int64_t height = min(kGroup, down - group * kGroup);
-  return {(group * kGroup + within % height) * rows,
+  return {matrix,
+          (group * kGroup + within % height) * rows,
           within / height * columns,
           moved(p.a, a),
           moved(p.b, b),

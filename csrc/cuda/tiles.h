@@ -34,16 +34,19 @@ struct Operand {
   DType dtype;
   bool async;  // aligned, and of the tile's own type: 16 bytes travel at once
   std::int64_t line_stride, k_stride;
-};
 
-template <class T>
-__device__ inline T element(const Operand& x, std::int64_t at) {
-  if constexpr (sizeof(T) == 4) {
-    return get_float(x.data, at, x.dtype);
-  } else {
-    return static_cast<const T*>(x.data)[at];
+  __device__ std::int64_t offset(std::int64_t line, std::int64_t k) const {
+    return line * line_stride + k * k_stride;
   }
-}
+  template <class T>
+  __device__ T at(std::int64_t line, std::int64_t k) const {
+    if constexpr (sizeof(T) == 4) {
+      return get_float(data, offset(line, k), dtype);
+    } else {
+      return static_cast<const T*>(data)[offset(line, k)];
+    }
+  }
+};
 
 // `lines` x `depth` elements of T. T of 16 or 8 bits stands for any type of that size.
 template <class T, Major major, int lines, int depth, Swizzle swizzle>
@@ -72,24 +75,30 @@ struct alignas(128) Tile {
   }
 
   // Lines [line0, ..) below line_end, elements [k0, ..) below k_end of x, by all threads of a block.
-  template <int threads>
-  __device__ void copy(const Operand& x, std::int64_t line0, std::int64_t line_end, std::int64_t k0,
+  // x: an Operand, or what else has at(line, k) and is never async.
+  template <int threads, class Source>
+  __device__ void copy(const Source& x, std::int64_t line0, std::int64_t line_end, std::int64_t k0,
                        std::int64_t k_end) {
-    if (x.async) {
+    if constexpr (std::is_same_v<Source, Operand>) {
+      if (x.async) {
 #pragma unroll
-      for (int i = 0; i < kRounds<threads>; ++i) {
-        const Piece piece = piece_of<threads>(i, x, line0, line_end, k0, k_end);
-        if (!piece.to) break;
-        const T* const from = static_cast<const T*>(x.data) + (piece.valid ? piece.offset : 0);
-        gpu::cp_async16(piece.to, from, piece.valid * static_cast<int>(sizeof(T)));
+        for (int i = 0; i < kRounds<threads>; ++i) {
+          const Piece piece = piece_of<threads>(i, false, line0, line_end, k0, k_end);
+          if (!piece.to) break;
+          const std::int64_t offset = piece.valid ? x.offset(piece.line, piece.k) : 0;
+          gpu::cp_async16(piece.to, static_cast<const T*>(x.data) + offset,
+                          piece.valid * static_cast<int>(sizeof(T)));
+        }
+        return;
       }
-    } else {
+    }
+    // Lanes side by side take what lies side by side.
+    const bool across = major == Major::k && x.line_stride == 1;
 #pragma unroll 1
-      for (int i = 0; i < kRounds<threads>; ++i) {
-        const Piece piece = piece_of<threads>(i, x, line0, line_end, k0, k_end);
-        if (!piece.to) break;
-        gather(x, piece);
-      }
+    for (int i = 0; i < kRounds<threads>; ++i) {
+      const Piece piece = piece_of<threads>(i, across, line0, line_end, k0, k_end);
+      if (!piece.to) break;
+      gather(x, piece);
     }
   }
 
@@ -100,31 +109,33 @@ struct alignas(128) Tile {
   // What one thread copies at once: the first `valid` elements of a slot, the others are zero.
   struct Piece {
     uint4* to;  // nullptr: nothing is left for this thread
-    std::int64_t offset;
+    std::int64_t line, k;
     int valid;
   };
   template <int threads>
-  __device__ Piece piece_of(int round, const Operand& x, std::int64_t line0, std::int64_t line_end,
+  __device__ Piece piece_of(int round, bool across, std::int64_t line0, std::int64_t line_end,
                             std::int64_t k0, std::int64_t k_end) {
     const int index = round * threads + static_cast<int>(threadIdx.x);
-    if (kRuns * kSlots % threads != 0 && index >= kRuns * kSlots) return {nullptr, 0, 0};
-    const int run = index / kSlots, at = index % kSlots * kInSlot;
+    if (kRuns * kSlots % threads != 0 && index >= kRuns * kSlots) return {nullptr, 0, 0, 0};
+    const int run = across ? index % kRuns : index / kSlots;
+    const int at = (across ? index / kRuns : index % kSlots) * kInSlot;
     const std::int64_t line = line0 + (major == Major::k ? run : at);
     const std::int64_t k = k0 + (major == Major::k ? at : run);
     const std::int64_t left =
         major == Major::k ? (line < line_end ? k_end - k : 0) : (k < k_end ? line_end - line : 0);
     const auto valid = max(std::int64_t{0}, min(left, std::int64_t{kInSlot}));
-    return {slot(run, at / kInSlot), line * x.line_stride + k * x.k_stride,
-            static_cast<int>(valid)};
+    return {slot(run, at / kInSlot), line, k, static_cast<int>(valid)};
   }
-  __device__ static void gather(const Operand& x, const Piece& piece) {
+  template <class Source>
+  __device__ static void gather(const Source& x, const Piece& piece) {
     struct alignas(16) Elements {
       T x[kInSlot];
     } found{};
-    const std::int64_t step = major == Major::k ? x.k_stride : x.line_stride;
 #pragma unroll
     for (int e = 0; e < kInSlot; ++e) {
-      if (e < piece.valid) found.x[e] = element<T>(x, piece.offset + e * step);
+      if (e >= piece.valid) continue;
+      found.x[e] = major == Major::k ? x.template at<T>(piece.line, piece.k + e)
+                                     : x.template at<T>(piece.line + e, piece.k);
     }
     gpu::store(piece.to, found);
   }

@@ -5,20 +5,22 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
 #include "core/size.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
 #include "cpu/quantize.h"
+#include "cuda/kernels.h"
 #include "ops/batch.h"
 #include "tilewright/ops.h"
 
 namespace tilewright {
 namespace {
 
-const Check check_int8{"int8_matmul"};
-const Check check_quantized{"qmatmul"};
+const Check check_int8{"int8_matmul", Check::on_gpu_too};
+const Check check_quantized{"qmatmul", Check::on_gpu_too};
 
 void check_right(const Check& check, const View& b, const PackedMatrix* packed) {
   if (packed) {
@@ -102,8 +104,12 @@ void run(const Int8Matmul& op) {
   const ProductViews views{op.a, op.b, op.packed, none, op.out};
   const Product product = check_product(check_int8, views, {DType::s32});
   const KernelTable& table = kernels();
+  const Trace trace("int8_matmul", level_of(op.a, table.isa),
+                    [&] { return format_product(product); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.a)) return cuda::int8_matmul(op);
+  }
   check_packed_level(check_int8, op.packed, table.isa);
-  const Trace trace("int8_matmul", table.isa, [&] { return format_product(product); });
   run_product(product, views, {}, op.a.dtype == DType::u8 ? table.gemm_u8 : table.gemm_s8);
 }
 
@@ -179,12 +185,21 @@ void run(const QuantizedMatmul& op) {
   const Product shape = check_product(check_quantized, given, kFloats);
   check_bias(check_quantized, op.bias, shape, op.out);
   if (!op.packed) check_quantized.no_overlap("out", op.out, "qb", op.b.data);
+  for (const View* v : {&op.b.data, &op.b.scale, &op.b.offset, &op.scale_a, &op.offset_a}) {
+    if (!*v || v->device == op.a.device) continue;
+    throw DeviceError(
+        "qmatmul: a, qb, their scales and offsets must be in one memory, the GPU's or "
+        "the CPU's");
+  }
   if (op.scale_a) check_row_numbers("scale_a", op.scale_a, shape.M);
   if (op.offset_a) check_row_numbers("offset_a", op.offset_a, shape.M);
   const KernelTable& table = kernels();
-  check_packed_level(check_quantized, op.packed, table.isa, "qb");
+  if (!on_gpu(op.a)) check_packed_level(check_quantized, op.packed, table.isa, "qb");
   if (op.out.size() == 0) return;
-  const Trace trace("qmatmul", table.isa, [&] { return format_product(shape); });
+  const Trace trace("qmatmul", level_of(op.a, table.isa), [&] { return format_product(shape); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.a)) return cuda::quantized_matmul(op);
+  }
 
   std::optional<PackedMatrix> made;
   if (!op.packed) {

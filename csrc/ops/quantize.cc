@@ -5,9 +5,11 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 #include "tilewright/ops.h"
 
 namespace tilewright {
@@ -101,10 +103,15 @@ struct Parts {
   }
 };
 
+// The CUDA kernels write an element a byte.
+void refuse_nibbles(const Check& check, int bits) {
+  if (bits == 4) check.unsupported("bits must be 8 where the arrays are in a GPU's memory, got 4");
+}
+
 }  // namespace
 
 void run(const Quantize& op) {
-  const Check check{"quantize"};
+  const Check check{"quantize", Check::on_gpu_too};
   check.dtype("x", op.x, kFloats);
   const Parts parts{check, op.x, "x", op.axis, op.along, op.bits, op.group};
   parts.check_axes();
@@ -119,14 +126,17 @@ void run(const Quantize& op) {
   }
   check.no_overlap("data", op.data, "x", op.x);
   const KernelTable& table = kernels();
-  const Trace trace("quantize", table.isa, [&] { return format_shape(op.x); });
+  const Trace trace("quantize", level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return refuse_nibbles(check, op.bits), cuda::quantize(op);
+  }
   parts.for_each(op.x, op.data, op.scale, op.offset, [&](const View& x, const cpu::Integers& q) {
     cpu::quantize(x, q, table.quantize);
   });
 }
 
 void run(const Dequantize& op) {
-  const Check check{"dequantize"};
+  const Check check{"dequantize", Check::on_gpu_too};
   check.dtype("data", op.data, {DType::s8, DType::u8});
   View whole = op.data;
   if (op.bits == 4 && op.along >= 0 && op.along < whole.rank) {
@@ -144,7 +154,11 @@ void run(const Dequantize& op) {
   check.no_overlap("out", op.out, "scale", op.scale);
   if (op.offset) check.no_overlap("out", op.out, "offset", op.offset);
   const KernelTable& table = kernels();
-  const Trace trace("dequantize", table.isa, [&] { return format_shape(op.out); });
+  const Trace trace("dequantize", level_of(op.data, table.isa),
+                    [&] { return format_shape(op.out); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.data)) return refuse_nibbles(check, op.bits), cuda::dequantize(op);
+  }
   parts.for_each(
       op.out, op.data, op.scale, op.offset,
       [&](const View& out, const cpu::Integers& q) { cpu::dequantize(q, out, table.quantize); });
