@@ -25,6 +25,7 @@ except ImportError:  # NumPy 1
 KERNELS = {
     *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
     *("layernorm", "rmsnorm"),
+    *("dropout", "rope"),
     *("softmax", "log_softmax"),
     *("matmul", "int8_matmul"),
 }  # fmt: skip

@@ -13,6 +13,9 @@ void matmul(const Matmul& op);
 void activation_forward(const ActivationForward& op);
 void activation_backward(const ActivationBackward& op);
 
+// dropout.cu
+void dropout(const Dropout& op);
+
 // layernorm.cu
 void layernorm_forward(const LayernormForward& op);
 void layernorm_backward(const LayernormBackward& op);
@@ -24,6 +27,9 @@ void quantized_matmul(const QuantizedMatmul& op);
 // quantize.cu
 void quantize(const Quantize& op);
 void dequantize(const Dequantize& op);
+
+// rope.cu
+void rope(const Rope& op);
 
 // softmax.cu
 void softmax_forward(const SoftmaxForward& op);

@@ -2,14 +2,16 @@
 #include "cpu/dropout.h"
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"dropout"};
+const Check check{"dropout", Check::on_gpu_too};
 
 }  // namespace
 
@@ -23,7 +25,10 @@ void run(const Dropout& op) {
   check.no_overlap("out", op.y, "x", op.x, true);
   if (op.x.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace("dropout", table.isa, [&] { return format_shape(op.x); });
+  const Trace trace("dropout", level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::dropout(op);
+  }
   dropout(op, table);
 }
 

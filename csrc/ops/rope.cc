@@ -2,14 +2,16 @@
 #include "cpu/rope.h"
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"rope"};
+const Check check{"rope", Check::on_gpu_too};
 
 // (T, R/2), or (B, T, R/2) for x (B, ..., T, D), R <= D.
 void check_table(const char* arg, const View& table, const View& x) {
@@ -39,7 +41,10 @@ void run(const Rope& op) {
   check.no_overlap("out", op.y, "sin", op.sin);
   if (op.x.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace("rope", table.isa, [&] { return format_shape(op.x); });
+  const Trace trace("rope", level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::rope(op);
+  }
   rope(op, table);
 }
 
