@@ -1,6 +1,6 @@
 // Integer products by tensor cores, exact, and what scales make of them
 //
-// The tiles are matmul_mma.cu's with 32 elements of K a step instead of 16: 64 x 32 sums a warp,
+// The tiles are matmul_mma.cu's with 32 elements of K a step instead of 16: 16 x 8 sums an mma,
 // fragments by ldmatrix from rows of 64 bytes. An operand that is not dense along K is turned while
 // it is copied, as ldmatrix transposes 16 bits and not 8; weights of 4 bits are unpacked there.
 //
@@ -12,10 +12,10 @@
 // end of a group its integers join float sums by multiply-adds. What an offset of b needs, the sum of
 // a row of a in the group, is the row's product with ones: one mma more for each 4.
 //
-// Parameter      bounded by                                                       large      flat
-// tile           registers: 64 integers, as many float sums, 24 of the operands   128 x 128  16 x 128
-// a warp's                                                                        64 x 32    16 x 32
-// 64 bytes of K  shared memory: 3 stages                                          48 KiB     27 KiB
+// Parameter      bounded by                                     large      grouped   flat
+// tile           registers: 64 integers, 24 of the operands     128 x 128  128 x 64  16 x 128
+// a warp's       grouped: 32 integers, as many float sums       64 x 32    32 x 32   16 x 32
+// 64 bytes of K  shared memory: 3 stages                        48 KiB     36 KiB    27 KiB
 //
 // Numerics: ops.h (QuantizedMatmul), step by step; integers wrap modulo 2^32. The bits are the CPU's
 // up to the activation.
@@ -39,7 +39,8 @@ struct Shape {
   static constexpr int kWarpRows = 16 * tiles_down, kWarpColumns = 8 * tiles_across;
   static constexpr int kRows = down * kWarpRows, kColumns = across * kWarpColumns;
 };
-using Large = Shape<2, 4, 4, 4>;
+template <bool grouped>
+using Large = std::conditional_t<grouped, Shape<4, 2, 2, 4>, Shape<2, 4, 4, 4>>;
 using Flat = Shape<1, 4, 1, 4>;
 
 template <int lines>
@@ -247,8 +248,8 @@ void launch_for_size(const ScaledProduct& q, const Right& weights) {
     return q.grouped ? launch_for_signs<Flat, Right, true>(q, weights)
                      : launch_for_signs<Flat, Right, false>(q, weights);
   }
-  return q.grouped ? launch_for_signs<Large, Right, true>(q, weights)
-                   : launch_for_signs<Large, Right, false>(q, weights);
+  return q.grouped ? launch_for_signs<Large<true>, Right, true>(q, weights)
+                   : launch_for_signs<Large<false>, Right, false>(q, weights);
 }
 
 }  // namespace
