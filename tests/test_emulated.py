@@ -65,6 +65,23 @@ def test_rows_are_summed(rows, rng):
         assert (abs(out.get() - exact.sum(0)) <= bound).all()
 
 
+def test_a_bad_id_is_nan_and_has_no_gradient(rng):
+    """The host does not read ids of a device, hence can't raise."""
+    table = tw.tensor(
+        emulated.to_device(rng.standard_normal((5, 40)).astype(F32)), requires_grad=True
+    )
+    ids = np.array([1, -1, 4, 5, 1, 2**40])
+    y = tw.embedding(emulated.to_device(ids), table)
+    good = (ids >= 0) & (ids < 5)
+    want = np.where(good[:, None], table.data.get()[np.where(good, ids, 0)], np.nan)
+    np.testing.assert_array_equal(y.data.get(), want)
+    dy = rng.standard_normal((6, 40)).astype(F32)
+    y.backward(emulated.to_device(dy))
+    dtable = np.zeros((5, 40), F32)
+    dtable[1], dtable[4] = dy[0] + dy[4], dy[2]
+    np.testing.assert_array_equal(table.grad.get(), dtable)
+
+
 ORDERS = [("in order", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2)]
 
 

@@ -8,6 +8,7 @@ frames it).
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -156,6 +157,10 @@ def test_wrong_shape(name, case, which):
         changed = {**arguments, which: x}
         try:
             wanted = harness.evaluate(name, changed)
+        except IndexError:  # an id without a row: ids of a device are not read by the host,
+            if os.environ.get("TILEWRIGHT_EMULATED"):
+                continue  # and leave NaN instead (test_emulated.py)
+            wanted = None
         except Exception:
             wanted = None  # the reference can't: neither may the op
         try:

@@ -16,6 +16,10 @@ void activation_backward(const ActivationBackward& op);
 // dropout.cu
 void dropout(const Dropout& op);
 
+// embedding.cu: a bad id gives NaN, and is passed over by the gradient
+void embedding_forward(const EmbeddingForward& op);
+void embedding_backward(const EmbeddingBackward& op);
+
 // layernorm.cu
 void layernorm_forward(const LayernormForward& op);
 void layernorm_backward(const LayernormBackward& op);

@@ -4,17 +4,19 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
 #include "core/size.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 #include "ops/ids.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"embedding"};
+const Check check{"embedding", Check::on_gpu_too};
 
 void check_table(const char* arg, const View& table) {
   check.dtype(arg, table, kFloats);
@@ -41,11 +43,18 @@ void run(const EmbeddingForward& op) {
   check_rows("out", op.y, op.ids, op.table.shape[1]);
   check.no_overlap("out", op.y, "table", op.table);
   check.no_overlap("out", op.y, "ids", op.ids);
+  const KernelTable& table = kernels();
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.ids)) {
+      if (op.y.size() == 0) return;
+      const Trace trace("embedding", kGpuLevel, [&] { return format_shape(op.y); });
+      return cuda::embedding_forward(op);
+    }
+  }
   const Scratch ids(product_of({op.ids.size(), 8}));
   read_ids(check, "ids", op.ids, op.table.shape[0], "the rows of the table", nullptr,
            ids.as<int64_t>());
   if (op.y.size() == 0) return;
-  const KernelTable& table = kernels();
   const Trace trace("embedding", table.isa, [&] { return format_shape(op.y); });
   embedding_forward(op, ids.as<int64_t>(), table);
 }
@@ -57,11 +66,18 @@ void run(const EmbeddingBackward& op) {
   check.dtype("dy", op.dy, kFloats);
   check_rows("dy", op.dy, op.ids, op.dtable.shape[1]);
   check.no_overlap("dtable", op.dtable, "dy", op.dy);
+  const KernelTable& table = kernels();
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.ids)) {
+      if (op.dtable.size() == 0) return;
+      const Trace trace("embedding_backward", kGpuLevel, [&] { return format_shape(op.dy); });
+      return cuda::embedding_backward(op);
+    }
+  }
   const Scratch ids(product_of({op.ids.size(), 8}));
   read_ids(check, "ids", op.ids, op.dtable.shape[0], "the rows of the table", nullptr,
            ids.as<int64_t>());
   if (op.dtable.size() == 0) return;
-  const KernelTable& table = kernels();
   const Trace trace("embedding_backward", table.isa, [&] { return format_shape(op.dy); });
   embedding_backward(op, ids.as<int64_t>(), table);
 }
