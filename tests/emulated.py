@@ -24,11 +24,16 @@ except ImportError:  # NumPy 1
 # The ops that have CUDA kernels.
 KERNELS = {
     *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
+    *("attention", "attention_varlen"),
     *("layernorm", "rmsnorm"),
     *("dropout", "rope", "embedding"),
     *("softmax", "log_softmax"),
     *("matmul", "int8_matmul"),
 }  # fmt: skip
+
+
+# Arguments whose wrong shape only the device could tell: it has the offsets of the sequences.
+TOLD_BY_DEVICE = {("attention_varlen", "q")}
 
 
 def load(path):

@@ -14,6 +14,7 @@ import re
 import numpy as np
 import pytest
 
+import emulated
 import harness
 import tilewright as tw
 from tilewright.autograd import Tensor
@@ -152,6 +153,8 @@ def perturbed(x):
 
 @arrays_of_cases
 def test_wrong_shape(name, case, which):
+    if "TILEWRIGHT_EMULATED" in os.environ and (name, which) in emulated.TOLD_BY_DEVICE:
+        pytest.skip("nothing reads the device's memory")
     arguments = harness.inputs(name, case, FLOAT32)
     for x in perturbed(arguments[which]):
         changed = {**arguments, which: x}

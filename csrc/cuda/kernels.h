@@ -6,6 +6,13 @@
 
 namespace tilewright::cuda {
 
+// attention_forward.cu, attention_backward.cu: every view with all its axes, by strides that may be 0:
+// q (B, H, Tq, D), mask (B, H, Tq, Tk), slopes (B, H), of varlen (sequences, H)
+void attention_forward(const Attention& op);
+void attention_backward(const AttentionBackward& op);
+void attention_varlen_forward(const AttentionVarlen& op);
+void attention_varlen_backward(const AttentionVarlenBackward& op);
+
 // matmul.cu
 void matmul(const Matmul& op);
 

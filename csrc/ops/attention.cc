@@ -1,16 +1,18 @@
 // attention: the shape rule of the forward and the backward pass, then the driver.
 #include <vector>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
 #include "cpu/kvcache.h"
+#include "cuda/kernels.h"
 #include "ops/attention_rules.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"attention"};
+const Check check{"attention", Check::on_gpu_too};
 
 // (B, T, D) as (B, 1, T, D); (B, T) as (B, 1, T).
 View with_heads(View v, int rank) {
@@ -53,11 +55,12 @@ void check_operand(const char* name, const View& v, const View& q, int64_t keys)
 }
 
 // kv_lengths as int64 in `kept`: the caller's array is read once, since another thread may write to
-// it while the kernel runs.
+// it while the kernel runs. Those of a GPU are the kernel's to read, which clamps them.
 View read_lengths(const Attention& op, int64_t batch, int64_t keys, std::vector<int64_t>& kept) {
   if (!op.kv_lengths) return {};
   check.dtype("kv_lengths", op.kv_lengths, {DType::s32, DType::s64});
   check.shape("kv_lengths", op.kv_lengths, {batch}, "one for each sequence of q", &op.q);
+  if (on_gpu(op.kv_lengths)) return op.kv_lengths;
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t at = b * op.kv_lengths.stride[0];
     const int64_t n = op.kv_lengths.dtype == DType::s32 ? op.kv_lengths.ptr<int32_t>()[at]
@@ -77,6 +80,7 @@ View read_lengths(const Attention& op, int64_t batch, int64_t keys, std::vector<
 void load_cache(const Attention& op, AttentionProblem& p, PagedKeys& paged) {
   paged = op.cache->paged();
   p.paged = &paged;
+  if (on_gpu(op.q)) check.unsupported("q must be on the CPU where k is a layer of a KVCache");
   const int64_t batch = op.cache->lengths().shape[0];
   if (op.v) check.shape_error("v must be None where k is a layer of a KVCache");
   if (op.q.rank != 4 || op.q.shape[0] != batch || op.q.last() != paged.dims) {
@@ -153,6 +157,15 @@ void check_lse(const char* name, const View& v, const Attention& op) {
   check.shape(name, v, op.q.shape, op.q.rank - 1, "one for each row of q", &op.q);
 }
 
+// The call with all axes of every view, as the kernels of a GPU take it.
+[[maybe_unused]] Attention with_all_axes(const Attention& op, const AttentionProblem& p) {
+  Attention f = op;
+  f.q = p.q, f.k = p.k, f.v = p.v, f.mask = p.mask;
+  f.scores.alibi_slopes = p.alibi_slopes;
+  f.out = with_heads(op.out, 4), f.lse = with_heads(op.lse, 3);
+  return f;
+}
+
 }  // namespace
 
 void run(const Attention& op) {
@@ -174,7 +187,10 @@ void run(const Attention& op) {
     check.no_overlap(name, *out, "kv_lengths", op.kv_lengths);
   }
   const KernelTable& table = kernels();
-  const Trace trace("attention", table.isa, [&] { return shape_text(p); });
+  const Trace trace("attention", level_of(op.q, table.isa), [&] { return shape_text(p); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.q)) return cuda::attention_forward(with_all_axes(op, p));
+  }
   attention_forward(p, {with_heads(op.out, 4), with_heads(op.lse, 3)}, table);
 }
 
@@ -203,7 +219,14 @@ void run(const AttentionBackward& op) {
     }
   }
   const KernelTable& table = kernels();
-  const Trace trace("attention_backward", table.isa, [&] { return shape_text(p); });
+  const Trace trace("attention_backward", level_of(f.q, table.isa), [&] { return shape_text(p); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(f.q)) {
+      return cuda::attention_backward({with_all_axes(f, p), with_heads(op.dout, 4),
+                                       with_heads(op.dlse, 3), with_heads(op.dq, 4),
+                                       with_heads(op.dk, 4), with_heads(op.dv, 4)});
+    }
+  }
   attention_backward(
       p,
       {with_heads(op.dout, 4), with_heads(f.out, 4), with_heads(f.lse, 3), with_heads(op.dlse, 3),

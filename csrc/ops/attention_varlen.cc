@@ -1,15 +1,17 @@
 // attention_varlen: the shape rule of the forward and the backward pass, then the driver.
 #include "cpu/attention_varlen.h"
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 #include "ops/attention_rules.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"attention_varlen"};
+const Check check{"attention_varlen", Check::on_gpu_too};
 
 // (total, H, D) as (1, H, total, D); (H, total) as (1, H, total).
 View as_batch(const View& v, bool heads_last) {
@@ -23,6 +25,7 @@ View as_batch(const View& v, bool heads_last) {
 }
 
 // Where the sequences begin and the last ends: 0, ascending, to `total`; none longer than `most`.
+// Those of a GPU are the kernel's to read, which clamps them: none.
 std::vector<int64_t> read_offsets(const char* name, const View& v, int64_t total, const char* of,
                                   int64_t most) {
   const std::string arg = name;
@@ -30,6 +33,7 @@ std::vector<int64_t> read_offsets(const char* name, const View& v, int64_t total
   if (v.rank != 1 || v.shape[0] < 1) {
     check.shape_error(arg + " must have shape (sequences + 1,), got " + format_shape(v));
   }
+  if (on_gpu(v)) return {};
   std::vector<int64_t> offsets(size_t(v.shape[0]));
   for (size_t i = 0; i < offsets.size(); ++i) {
     const int64_t at = int64_t(i) * v.stride[0];
@@ -79,11 +83,11 @@ AttentionSequences sequences_of(const AttentionVarlen& op) {
   check.present("cu_seqlens_k", op.cu_seqlens_k);
   s.q = read_offsets("cu_seqlens_q", op.cu_seqlens_q, p.seqlen_q, "q", op.max_seqlen_q);
   s.k = read_offsets("cu_seqlens_k", op.cu_seqlens_k, p.seqlen_k, "k", op.max_seqlen_k);
-  if (s.k.size() != s.q.size()) {
+  if (op.cu_seqlens_k.shape[0] != op.cu_seqlens_q.shape[0]) {
     check.shape_error("cu_seqlens_k must have the shape of cu_seqlens_q " +
                       format_shape(op.cu_seqlens_q) + ", got " + format_shape(op.cu_seqlens_k));
   }
-  set_scores(check, op.scores, s.count(), true, p);
+  set_scores(check, op.scores, op.cu_seqlens_q.shape[0] - 1, true, p);
   uint64_t element = 0;  // they run on: sequences of one length have the numbers of a batch
   for (size_t i = 0; i + 1 < s.q.size(); ++i) {
     s.element.push_back(element);
@@ -100,6 +104,14 @@ void check_result(const char* name, const View& v, const AttentionVarlen& op) {
 void check_lse(const char* name, const View& v, const AttentionVarlen& op) {
   check.dtype(name, v, {DType::f32});
   check.shape(name, v, {op.q.shape[1], op.q.shape[0]}, "heads and rows of q", &op.q);
+}
+
+// The call with slopes (sequences, H), as the kernels of a GPU take it.
+[[maybe_unused]] AttentionVarlen with_slopes(const AttentionVarlen& op,
+                                             const AttentionSequences& s) {
+  AttentionVarlen f = op;
+  f.scores.alibi_slopes = s.all.alibi_slopes;
+  return f;
 }
 
 }  // namespace
@@ -126,7 +138,11 @@ void run(const AttentionVarlen& op) {
     check.no_overlap("lse", op.lse, input.name, input.view);
   }
   const KernelTable& table = kernels();
-  const Trace trace("attention_varlen", table.isa, [&] { return shape_text(s.all); });
+  const Trace trace("attention_varlen", level_of(op.q, table.isa),
+                    [&] { return shape_text(s.all); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.q)) return cuda::attention_varlen_forward(with_slopes(op, s));
+  }
   attention_forward(s, {as_batch(op.out, true), as_batch(op.lse, false)}, table);
 }
 
@@ -153,7 +169,14 @@ void run(const AttentionVarlenBackward& op) {
     }
   }
   const KernelTable& table = kernels();
-  const Trace trace("attention_varlen_backward", table.isa, [&] { return shape_text(s.all); });
+  const Trace trace("attention_varlen_backward", level_of(f.q, table.isa),
+                    [&] { return shape_text(s.all); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(f.q)) {
+      return cuda::attention_varlen_backward(
+          {with_slopes(f, s), op.dout, op.dlse, op.dq, op.dk, op.dv});
+    }
+  }
   attention_backward(s,
                      {as_batch(op.dout, true), as_batch(f.out, true), as_batch(f.lse, false),
                       as_batch(op.dlse, false), as_batch(op.dq, true), as_batch(op.dk, true),

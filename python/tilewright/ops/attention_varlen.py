@@ -76,14 +76,16 @@ class attention_varlen:
         out: Any = None,
     ) -> Any:
         # What is no array gets any result: the kernel's own check words the error.
-        known = isinstance(q, np.ndarray) and isinstance(v, np.ndarray) and q.ndim == v.ndim == 3
-        q_shape, dtype = (q.shape if known else (0, 0, 0)), _core.result_dtype(q, k, v)
+        q_shape: tuple[int, ...] = getattr(q, "shape", ())
+        v_shape: tuple[int, ...] = getattr(v, "shape", ())
+        known = len(q_shape) == len(v_shape) == 3
+        q_shape, dtype = (q_shape if known else (0, 0, 0)), _core.result_dtype(q, k, v)
         if scale is None:
             scale = 1 / math.sqrt(q_shape[-1] or 1)
         # The backward pass reads the result before it is rounded to 16 bits.
         exact = bool(ctx.needs) and dtype != _FLOAT32
         out, lse = outs_for("attention_varlen", out, "out", "lse") if return_lse else (out, None)
-        shape = (*q_shape[:2], v.shape[2] if known else 0)
+        shape = (*q_shape[:2], v_shape[2] if known else 0)
         given = empty_for(None if exact else out, shape, _FLOAT32 if exact else dtype)
         if return_lse or ctx.needs:
             lse = empty_for(lse, (q_shape[1], q_shape[0]), np.float32)
