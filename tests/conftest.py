@@ -20,7 +20,7 @@ from tilewright import _core
 if EXTENSION:
     emulated.wrap_ops()
 else:
-    collect_ignore = ["test_emulated.py"]
+    collect_ignore_glob = ["test_emulated*.py"]
 
 
 def pytest_addoption(parser):

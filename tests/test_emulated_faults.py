@@ -1,0 +1,99 @@
+"""A test of the tests on emulated CUDA: each fault of emulated_faults.py must be seen.
+
+A fault is planted in a copy of csrc, the one source it concerns is compiled as the checked build
+compiles it, and the extension is linked again with that object. The generic tests of the op then
+run in a process of their own, which must fail and say why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from emulated_faults import FAULTS
+from tilewright import _core
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EXTENSION = pathlib.Path(os.environ["TILEWRIGHT_EMULATED"]).resolve()
+BUILD = EXTENSION.parent
+TESTS = [ROOT / "tests" / f"test_{name}.py" for name in ("forward", "backward")]
+
+pytestmark = [
+    pytest.mark.skipif(not _core.emulator.checked(), reason="findings are the checked build's"),
+    pytest.mark.skipif(
+        not (BUILD / "compile_commands.json").exists(), reason="not beside its build files"
+    ),
+]
+
+
+def run(command):
+    """Run it in the build folder, and return what it printed; a failure shows that."""
+    done = subprocess.run(command, cwd=BUILD, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def link_command():
+    cache = (BUILD / "CMakeCache.txt").read_text(encoding="utf-8")
+    (ninja,) = [
+        line.partition("=")[2]
+        for line in cache.splitlines()
+        if line.startswith("CMAKE_MAKE_PROGRAM:")
+    ]
+    last = run([ninja, "-t", "commands", EXTENSION.name]).splitlines()[-1]
+    return [word for word in shlex.split(last) if word not in (":", "&&")]
+
+
+def compile_command(source):
+    for entry in json.loads((BUILD / "compile_commands.json").read_text(encoding="utf-8")):
+        if entry["file"] == str(ROOT / "csrc/cuda" / source) and "_checked" in entry["output"]:
+            return shlex.split(entry["command"])
+    raise LookupError(f"{BUILD} has no command for {source}")
+
+
+def build(source, csrc, folder, link_command):
+    """The extension with this source of another csrc."""
+    command = [word.replace(str(ROOT / "csrc"), str(csrc)) for word in compile_command(source)]
+    made = folder / f"{source}.o"
+    command[command.index("-o") + 1] = str(made)
+    run(["ccache", *command] if shutil.which("ccache") else command)
+    extension = folder / EXTENSION.name
+    link = list(link_command)
+    link[link.index("-o") + 1] = str(extension)
+    kernels = next(i for i, word in enumerate(link) if word.endswith("kernels_checked.a"))
+    archive = folder / "kernels.a"
+    shutil.copy(BUILD / link[kernels], archive)
+    run(["ar", "r", archive, made])
+    link[kernels] = str(archive)
+    run(link)
+    return extension
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_seen(fault, tmp_path, link_command):
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    path = csrc / "cuda" / fault.file
+    text = path.read_text(encoding="utf-8")
+    assert fault.text in text, f"{fault.file} has no {fault.text!r} now: where does the fault go?"
+    path.write_text(text.replace(fault.text, fault.wrong), encoding="utf-8")
+    extension = build(fault.source, csrc, tmp_path, link_command)
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*pytest_command, "-k", fault.test, *map(str, TESTS)],
+        env={**os.environ, "TILEWRIGHT_EMULATED": str(extension)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, f"no test failed\n{done.stdout}{done.stderr}"
+    assert fault.shows in done.stdout, f"{fault.shows!r} is not in\n{done.stdout}"
