@@ -147,3 +147,30 @@ def test_modules_move_and_come_back():
     for name, p in model.named_parameters():
         assert p.device == "cpu"
         np.testing.assert_array_equal(p.data, before[name])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("group_size", [None, 16])
+@pytest.mark.parametrize("compute", ["int8", "float"])
+def test_quantized_products_stay_on_the_device(bits, group_size, compute, x, rng):
+    """By integers the bits are the CPU's; by floats those of a product with the dequantized."""
+    w = rng.standard_normal((40, 24)).astype(F32)
+    options = {"bits": bits, "axis": 1, "group_size": group_size, "symmetric": False}
+    q = tw.quantize(emulated.to_device(w), **options)
+    here = tw.quantize(w, **options)
+    for part in ("data", "scale", "offset"):
+        assert type(getattr(q, part)) is emulated.EmulatedArray
+        assert harness.same_bits(getattr(q, part).get(), getattr(here, part)), part
+    y = tw.qmatmul(x, q, compute=compute)
+    assert type(y) is emulated.EmulatedArray
+    if compute == "int8":
+        want = tw.qmatmul(x.get(), here, compute=compute)
+    else:
+        want = tw.matmul(x, emulated.to_device(tw.dequantize(here))).get()
+    assert harness.same_bits(y.get(), want)
+
+
+def test_quantized_weights_of_another_memory_are_refused(x, rng):
+    w = tw.quantize(rng.standard_normal((40, 24)).astype(F32), axis=1)
+    with pytest.raises(tw.DeviceError, match=r"^qmatmul: .* in one memory"):
+        tw.qmatmul(x, w)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.device import as_array
 from tilewright.errors import DtypeError, ShapeError, UnsupportedError
 
 _BYTES = frozenset({np.dtype(np.int8), np.dtype(np.uint8)})
@@ -99,7 +100,7 @@ class QuantizedArray:
         return tuple(int(n) for n in given)
 
     def _floats(self, name: str, value: Any) -> Any:
-        value = np.asarray(value)
+        value = as_array(value)
         if value.dtype != np.float32:
             raise DtypeError(f"QuantizedArray: {name} must be float32, got {value.dtype}")
         want = scale_shape(self.shape, self.axis, self.along, self.group_size)

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from tilewright import _core
+from tilewright.device import device_of
 from tilewright.errors import DtypeError, UnsupportedError
 from tilewright.ops.activations import REFERENCES
 from tilewright.ops.dequantize import dequantize
@@ -96,7 +97,8 @@ class qmatmul:
             ctx.save(qb, kept, None, activation)
             return product(bias, activation, residual, out)
         # what went into the activation is kept in float32, so that y is rounded once
-        rows = left.shape[:-1] if isinstance(left, np.ndarray) else ()  # else product() raises
+        known = isinstance(left, np.ndarray) or device_of(left)  # else product() raises
+        rows = left.shape[:-1] if known else ()
         z = product(bias, None, None, _core.empty((*rows, qb.shape[1]), np.float32))
         ctx.save(qb, kept, z, activation)
         y = _core.empty_like(z)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilewright import _core
+from tilewright.device import is_array
 from tilewright.errors import DtypeError, ShapeError
 from tilewright.quantized import (
     QuantizedArray,
@@ -73,7 +74,7 @@ class quantize:
         out: QuantizedArray | None = None,
     ) -> QuantizedArray:
         check_bits("quantize", bits)
-        if not isinstance(x, np.ndarray):
+        if not is_array(x):
             raise DtypeError(f"quantize: x must be an array, got {type(x).__name__}")
         if not isinstance(symmetric, bool | np.bool_):
             raise DtypeError(f"quantize: symmetric must be a bool, got {type(symmetric).__name__}")
