@@ -26,7 +26,7 @@ KERNELS = {
     *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
     *("attention", "attention_varlen"),
     *("layernorm", "rmsnorm"),
-    *("dropout", "rope", "embedding"),
+    *("dropout", "rope", "embedding", "mse"),
     *("softmax", "log_softmax"),
     *("matmul", "int8_matmul"),
 }  # fmt: skip

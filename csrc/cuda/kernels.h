@@ -39,6 +39,10 @@ void quantized_matmul(const QuantizedMatmul& op);
 void quantize(const Quantize& op);
 void dequantize(const Dequantize& op);
 
+// mse.cu
+void mse_forward(const MseForward& op);
+void mse_backward(const MseBackward& op);
+
 // rope.cu
 void rope(const Rope& op);
 

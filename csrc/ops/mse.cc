@@ -2,14 +2,16 @@
 #include "cpu/mse.h"
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"mse"};
+const Check check{"mse", Check::on_gpu_too};
 
 void check_operands_of(const View& x, const View& y) {
   check.dtype("x", x, kFloats);
@@ -31,7 +33,10 @@ void run(const MseForward& op) {
   check.no_overlap("out", op.loss, "y", op.y, true);
   if (op.x.size() == 0 && op.reduction == Reduction::none) return;
   const KernelTable& table = kernels();
-  const Trace trace("mse", table.isa, [&] { return format_shape(op.x); });
+  const Trace trace("mse", level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::mse_forward(op);
+  }
   mse_forward(op, table);
 }
 
@@ -45,7 +50,10 @@ void run(const MseBackward& op) {
   check.no_overlap("dx", op.dx, "y", op.y, true);
   if (op.x.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace("mse_backward", table.isa, [&] { return format_shape(op.x); });
+  const Trace trace("mse_backward", level_of(op.x, table.isa), [&] { return format_shape(op.x); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.x)) return cuda::mse_backward(op);
+  }
   mse_backward(op, table);
 }
 

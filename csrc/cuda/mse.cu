@@ -1,0 +1,109 @@
+// loss = (x - y)^2, for each element or reduced, and its gradient dx = scale dloss (x - y).
+//
+// x, y, dx: (...), any strides and float dtypes; dloss: () or (...), which is read on the device.
+//
+//     elements  | kRun a block | kRun a block | ..      a block adds its run in double, and one
+//     sums      |      s0      |      s1      | ..      block then adds the sums of all
+//
+// kRun   16 elements a thread: a long array is still more blocks than a GPU holds, and the sums are
+//        1/4096 of the elements. Bound by memory, 2 elements each.
+//
+// Numerics: x - y and its square are float32, sums double in one fixed order: no atomics. One
+// rounding at the end.
+#include "cuda/each.h"
+#include "cuda/kernels.h"
+
+namespace tilewright::cuda {
+namespace {
+
+constexpr std::int64_t kRun = 16 * kEachBlock;
+constexpr int kWarps = kEachBlock / 32;
+
+struct SumShared {
+  double partial[kWarps];
+};
+
+// The same sum in every thread of a block; once a kernel.
+__device__ inline double block_sum(double x) {
+  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  double* const partial = gpu::shared_memory<SumShared>().partial;
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+  __syncthreads();
+  double sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum += partial[w];
+  return sum;
+}
+
+template <class Element>
+__device__ float difference(const Array& x, const Array& y, std::int64_t i) {
+  return x.load<Element>(x.offset(i)) - y.load<Element>(y.offset(i));
+}
+
+template <class Element>
+__global__ void mse_squares_kernel(Array x, Array y, Array loss, std::int64_t n) {
+  const std::int64_t i = each_index();
+  if (i >= n) return;
+  const float d = difference<Element>(x, y, i);
+  loss.store<float>(loss.offset(i), d * d);
+}
+
+template <class Element>
+__global__ void mse_sum_kernel(Array x, Array y, double* sums, std::int64_t n) {
+  const std::int64_t start = std::int64_t(blockIdx.x) * kRun, end = min(n, start + kRun);
+  double sum = 0;
+  for (std::int64_t i = start + threadIdx.x; i < end; i += kEachBlock) {
+    const float d = difference<Element>(x, y, i);
+    sum += static_cast<double>(d * d);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+__global__ void mse_total_kernel(const double* sums, std::int64_t count, float* loss,
+                                 double divisor) {
+  double sum = 0;
+  for (std::int64_t i = threadIdx.x; i < count; i += kEachBlock) sum += sums[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *loss = static_cast<float>(sum / divisor);  // 0 / 0: the mean of nothing
+}
+
+template <class Element>
+__global__ void mse_backward_kernel(Array x, Array y, Array dloss, Array dx, float scale,
+                                    std::int64_t n) {
+  const std::int64_t i = each_index();
+  if (i >= n) return;
+  const float up = dloss.load<Element>(dloss.axes > 0 ? dloss.offset(i) : 0);
+  dx.store<Element>(dx.offset(i), scale * up * difference<Element>(x, y, i));
+}
+
+}  // namespace
+
+void mse_forward(const MseForward& op) {
+  const std::int64_t n = op.x.size();
+  with_element({&op.x, &op.y}, [&](auto element) {
+    using Element = decltype(element);
+    const Array x = array_of(op.x), y = array_of(op.y);
+    if (op.reduction == Reduction::none) {
+      launch_each("mse_squares", mse_squares_kernel<Element>, n, x, y, array_of(op.loss), n);
+      return;
+    }
+    const std::int64_t blocks = (n + kRun - 1) / kRun;
+    const gpu::Workspace sums(static_cast<std::size_t>(blocks) * sizeof(double));
+    if (blocks > 0) {
+      gpu::launch("mse_sum", mse_sum_kernel<Element>, dim3(blocks_for(n, kRun)), dim3(kEachBlock),
+                  sizeof(SumShared), gpu::current_stream(), x, y, sums.as<double>(), n);
+    }
+    const double divisor = op.reduction == Reduction::mean ? static_cast<double>(n) : 1.0;
+    gpu::launch("mse_total", mse_total_kernel, dim3(1), dim3(kEachBlock), sizeof(SumShared),
+                gpu::current_stream(), sums.as<double>(), blocks, op.loss.ptr<float>(), divisor);
+  });
+}
+
+void mse_backward(const MseBackward& op) {
+  with_element({&op.x, &op.y, &op.dloss, &op.dx}, [&](auto element) {
+    launch_each("mse_backward", mse_backward_kernel<decltype(element)>, op.x.size(), array_of(op.x),
+                array_of(op.y), array_of(op.dloss), array_of(op.dx), op.scale, op.x.size());
+  });
+}
+
+}  // namespace tilewright::cuda
