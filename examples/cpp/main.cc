@@ -166,30 +166,28 @@ void packed_weights() {
   };
   report("packed", error_of(w), 1e-4);
 
-  Bytes q(K * N);  // one weight a byte; two of them go into each byte of `nibbles`
+  Bytes nibbles((K + 1) / 2 * N);  // two weights a byte along K, the first one in the lower half
   Floats scale(groups * N);
   tw::Quantize quantize;
   quantize.x = tw::view_of(w.data(), {K, N});
   quantize.axis = 1, quantize.along = 0, quantize.group = group, quantize.bits = 4;
-  quantize.data = tw::view_of(q.data(), {K, N});
+  quantize.data = tw::view_of(nibbles.data(), {(K + 1) / 2, N});
   quantize.scale = tw::view_of(scale.data(), {groups, N});
   tw::run(quantize);
-  Bytes nibbles((K + 1) / 2 * N);
-  for (int64_t k = 0; k < K; ++k) {
-    for (int64_t j = 0; j < N; ++j) {
-      nibbles[k / 2 * N + j] |= static_cast<int8_t>((q[k * N + j] & 15) << 4 * (k % 2));
-    }
-  }
   tw::QuantizedView view;
-  view.data = tw::view_of(nibbles.data(), {(K + 1) / 2, N});
+  view.data = quantize.data;
   view.scale = quantize.scale;
   view.bits = 4, view.K = K, view.group = group;
   const tw::Packed small = tw::pack(view);
   Floats stands_for(K * N);
   tw::unpack(*small, tw::view_of(stands_for.data(), {K, N}));
   double error = 0;
-  for (int64_t i = 0; i < K * N; ++i) {
-    error = worse(error, stands_for[i], double(q[i]) * scale[i / N / group * N + i % N]);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t j = 0; j < N; ++j) {
+      const int pair = nibbles[k / 2 * N + j];
+      const int q = k % 2 ? pair >> 4 : static_cast<int8_t>(pair << 4) >> 4;
+      error = worse(error, stands_for[k * N + j], double(q) * scale[k / group * N + j]);
+    }
   }
   report("unpack", error, 1e-6);
   tw::QuantizedMatmul product;
