@@ -206,42 +206,40 @@ TEST(quantize_and_back_have_the_cpus_bits) {
   for (const Shape& s : shapes) {
     for (const Layout layout : kLayouts) {
       for (const bool symmetric : {true, false}) {
-        for (const int bits : {8, 4}) {
-          std::vector<std::int64_t> of_scale;
-          if (s.group) {
-            of_scale = s.x;
-            auto& along = of_scale[std::size_t(s.along)];
-            along = (along + s.group - 1) / s.group;
-          } else if (s.axis >= 0) {
-            of_scale = {s.x[std::size_t(s.axis)]};
-          }
-          const Array x(s.x, DType::bf16, layout, 1), y(s.x, DType::f16, Layout::rows, 2);
-          const Array data(s.x, symmetric ? DType::s8 : DType::u8, Layout::rows, 3);
-          const Array scale(of_scale, DType::f32, Layout::rows, 4);
-          const Array offset(of_scale, DType::f32, Layout::rows, 5);
-          Quantize op;
-          op.x = x.view(), op.data = data.view(), op.scale = scale.view();
-          op.axis = s.axis, op.along = s.along, op.group = s.group, op.bits = bits;
-          if (!symmetric) op.offset = offset.view();
-          Dequantize back;
-          back.data = data.view(), back.scale = scale.view(), back.offset = op.offset;
-          back.axis = s.axis, back.along = s.along, back.group = s.group, back.out = y.view();
-          const auto all = [&](auto quantize, auto dequantize) {
-            std::vector<std::vector<char>> found;
-            found.push_back(bytes_after([&] { quantize(op); }, data));
-            found.push_back(bytes_after([] {}, scale));
-            found.push_back(bytes_after([] {}, offset));
-            found.push_back(bytes_after([&] { dequantize(back); }, y));
-            return found;
-          };
-          const auto got = all(cuda::quantize, cuda::dequantize);
-          const auto want = all([](const Quantize& q) { tilewright::run(q); },
-                                [](const Dequantize& q) { tilewright::run(q); });
-          if (got != want) {
-            test::fail(__FILE__, __LINE__,
-                       "other bits: axis " + std::to_string(s.axis) + " group " +
-                           std::to_string(s.group) + " layout " + std::to_string(int(layout)));
-          }
+        std::vector<std::int64_t> of_scale;
+        if (s.group) {
+          of_scale = s.x;
+          auto& along = of_scale[std::size_t(s.along)];
+          along = (along + s.group - 1) / s.group;
+        } else if (s.axis >= 0) {
+          of_scale = {s.x[std::size_t(s.axis)]};
+        }
+        const Array x(s.x, DType::bf16, layout, 1), y(s.x, DType::f16, Layout::rows, 2);
+        const Array data(s.x, symmetric ? DType::s8 : DType::u8, Layout::rows, 3);
+        const Array scale(of_scale, DType::f32, Layout::rows, 4);
+        const Array offset(of_scale, DType::f32, Layout::rows, 5);
+        Quantize op;
+        op.x = x.view(), op.data = data.view(), op.scale = scale.view();
+        op.axis = s.axis, op.along = s.along, op.group = s.group;
+        if (!symmetric) op.offset = offset.view();
+        Dequantize back;
+        back.data = data.view(), back.scale = scale.view(), back.offset = op.offset;
+        back.axis = s.axis, back.along = s.along, back.group = s.group, back.out = y.view();
+        const auto all = [&](auto quantize, auto dequantize) {
+          std::vector<std::vector<char>> found;
+          found.push_back(bytes_after([&] { quantize(op); }, data));
+          found.push_back(bytes_after([] {}, scale));
+          found.push_back(bytes_after([] {}, offset));
+          found.push_back(bytes_after([&] { dequantize(back); }, y));
+          return found;
+        };
+        const auto got = all(cuda::quantize, cuda::dequantize);
+        const auto want = all([](const Quantize& q) { tilewright::run(q); },
+                              [](const Dequantize& q) { tilewright::run(q); });
+        if (got != want) {
+          test::fail(__FILE__, __LINE__,
+                     "other bits: axis " + std::to_string(s.axis) + " group " +
+                         std::to_string(s.group) + " layout " + std::to_string(int(layout)));
         }
       }
     }
