@@ -11,6 +11,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import sys
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,20 @@ def _returned(value):
     return value
 
 
+_left_alone = False
+
+
+@contextmanager
+def left_alone():
+    """Let ops of NumPy arrays run on the CPU, as users know them, inside the block."""
+    global _left_alone
+    _left_alone = True
+    try:
+        yield
+    finally:
+        _left_alone = False
+
+
 def wrap_ops():
     """Let each op's forward and backward run on the device, for NumPy arrays in and out."""
     from tilewright.device import register, running_on
@@ -227,7 +242,7 @@ def wrap_ops():
         del OPS[name]
 
     def forward(inner, *args, **kwargs):
-        if any(type(v) is EmulatedArray for v in (*args, *kwargs.values())):
+        if _left_alone or any(type(v) is EmulatedArray for v in (*args, *kwargs.values())):
             return inner(*args, **kwargs)
         ctx, args = args[0], args[1:]
         out = kwargs.get("out")
@@ -246,7 +261,7 @@ def wrap_ops():
         return tuple(results) if type(result) is tuple else results[0]
 
     def backward(inner, ctx, *douts):
-        if any(type(v) is EmulatedArray for v in douts):
+        if _left_alone or any(type(v) is EmulatedArray for v in douts):
             return inner(ctx, *douts)
         with running_on(DEVICE):
             return _returned(inner(ctx, *_moved(douts)))

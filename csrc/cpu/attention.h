@@ -12,24 +12,13 @@
 #pragma once
 #include <algorithm>
 
+#include "core/kvpages.h"
 #include "core/scratch.h"
 #include "core/size.h"
 #include "cpu/isa.h"
 #include "tilewright/view.h"
 
 namespace tilewright {
-
-// Keys and values in pages, as a KVCache keeps them (cpu/kvcache.h). Page j of a sequence holds its
-// tokens [j * tokens, (j + 1) * tokens): K, then V, both (heads, tokens, dims) contiguous; for int8
-// then their scales, both (heads, tokens) float32.
-struct PagedKeys {
-  const char* const* pages;  // (batch, stride)
-  int64_t stride;
-  int64_t tokens, heads, dims;
-  DType dtype;       // a float or int8
-  int64_t value;     // bytes from a page's begin to V; K is first
-  int64_t scale[2];  // and to the scales of K and of V
-};
 
 struct AttentionProblem {
   int64_t batch, heads, heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v;

@@ -23,12 +23,6 @@ int64_t aligned(int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
 }
 
-KVPage new_page(int64_t bytes) {
-  const auto alignment = std::align_val_t(kAlign);
-  const auto free = [alignment](char* p) { ::operator delete(p, alignment); };
-  return KVPage(static_cast<char*>(::operator new(size_t(bytes), alignment)), free);
-}
-
 // Whether nobody else holds the page, nor reads it any more: what others did to it before they let
 // go happens before what the caller does next. use_count() alone would not order that, counting
 // does (acquire and release); a fence would too, but ThreadSanitizer does not know fences.
@@ -86,6 +80,12 @@ void check_index(const char* what, int64_t i, int64_t count) {
 
 }  // namespace
 
+KVPage new_page(int64_t bytes) {
+  const auto alignment = std::align_val_t(kAlign);
+  const auto free = [alignment](char* p) { ::operator delete(p, alignment); };
+  return KVPage(static_cast<char*>(::operator new(size_t(bytes), alignment)), free);
+}
+
 KVSnapshot::KVSnapshot(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
 PagedKeys KVSnapshot::paged() const& {
@@ -103,6 +103,10 @@ View KVSnapshot::lengths() const& {
   v.dtype = DType::s64, v.present = true;
   v.rank = 1, v.shape[0] = int64_t(lengths.size()), v.stride[0] = 1;
   return v;
+}
+
+Device KVSnapshot::device() const {
+  return state_->device;
 }
 
 int64_t KVSnapshot::longest() const {
@@ -141,11 +145,20 @@ int64_t KVCache::length(int64_t layer, int64_t b) const {
   return state_->at(layer, b).length;
 }
 
+Device KVCache::device() const {
+  return state_->device;
+}
+
+bool KVCache::empty() const {
+  const auto& s = state_->sequences;
+  return std::all_of(s.begin(), s.end(), [](const State::Sequence& x) { return x.pages.empty(); });
+}
+
 KVSnapshot KVCache::snapshot(int64_t layer) const {
   check_index("KVCache.snapshot: layer", layer, shape().layers);
   auto made = std::make_shared<KVSnapshot::State>();
   KVSnapshot::State& s = *made;
-  s.layout = state_->layout;
+  s.layout = state_->layout, s.device = state_->device;
   size_t most = 0;
   for (int64_t b = 0; b < shape().batch; ++b)
     most = std::max(most, state_->at(layer, b).pages.size());
@@ -169,8 +182,9 @@ int64_t KVCache::nbytes() const {
   return int64_t(distinct.size()) * state_->page_bytes;
 }
 
-KVCache::Append KVCache::plan(int64_t layer, int64_t tokens) const {
-  Append append{layer, tokens, {}};
+KVCache::Append KVCache::plan(int64_t layer, int64_t tokens, Device device,
+                              NewPage new_page) const {
+  Append append{layer, tokens, device, {}};
   for (int64_t b = 0; b < shape().batch; ++b) {
     const State::Sequence& s = state_->at(layer, b);
     Append::Sequence planned{s.length, {}, nullptr};
@@ -187,34 +201,33 @@ KVCache::Append KVCache::plan(int64_t layer, int64_t tokens) const {
 }
 
 // A task is a page. It has no other writer: is_ours, or it is new.
-void KVCache::fill(const Append& append, const View& k, const View& v,
-                   const KernelTable& table) const {
+void fill_pages(const KVCache::Append& append, const PagedKeys& layout, const View& k,
+                const View& v, const KernelTable& table) {
   struct Task {
     int64_t b;
     size_t page;
   };
   std::vector<Task> tasks;
-  for (int64_t b = 0; b < shape().batch; ++b) {
+  for (int64_t b = 0; b < k.shape[0]; ++b) {
     const size_t count = append.sequences[size_t(b)].pages.size();
     for (size_t j = 0; j < count; ++j) tasks.push_back({b, j});
   }
   const double work = double(k.size() + v.size()) * kNsPerElement;
   parallel_for(int64_t(tasks.size()), work, [&](int64_t index) {
     const auto [b, j] = tasks[size_t(index)];
-    const Append::Sequence& s = append.sequences[size_t(b)];
+    const KVCache::Append::Sequence& s = append.sequences[size_t(b)];
     char* page = s.pages[j].get();
     const char* shared = j == 0 ? s.shared.get() : nullptr;
-    const int64_t begin = (s.length / shape().page + int64_t(j)) * shape().page;
+    const int64_t begin = (s.length / layout.tokens + int64_t(j)) * layout.tokens;
     const int64_t first = std::max(begin, s.length);
-    const int64_t end = std::min(begin + shape().page, s.length + append.tokens);
+    const int64_t end = std::min(begin + layout.tokens, s.length + append.tokens);
     for (const bool value : {false, true}) {
-      for (int64_t h = 0; h < shape().heads; ++h) {
-        if (shared) copy_rows(state_->layout, value, h, first - begin, shared, page);
+      for (int64_t h = 0; h < layout.heads; ++h) {
+        if (shared) copy_rows(layout, value, h, first - begin, shared, page);
         const Matrix from =
             attention::from_row(attention::head_matrix(value ? v : k, b, h), first - s.length);
-        store_rows(from, end - first, shape().head_dim,
-                   attention::rows_in_page(state_->layout, value, page, h, first - begin),
-                   table.quantize);
+        store_rows(from, end - first, layout.dims,
+                   attention::rows_in_page(layout, value, page, h, first - begin), table.quantize);
       }
     }
   });
@@ -231,6 +244,7 @@ bool KVCache::commit(const Append& append) {
     s.pages.resize(size_t(s.length / shape().page));
     s.pages.insert(s.pages.end(), planned.pages.begin(), planned.pages.end());
     s.length += append.tokens;
+    state_->device = append.device;
   }
   return true;
 }
@@ -250,6 +264,7 @@ KVCache KVCache::fork(const std::vector<int64_t>& sequences) const {
   KVShape shape = state_->shape;
   shape.batch = int64_t(sequences.size());
   KVCache made(shape);
+  made.state_->device = state_->device;
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
     for (int64_t b = 0; b < shape.batch; ++b)
       made.state_->at(layer, b) = state_->at(layer, sequences[size_t(b)]);

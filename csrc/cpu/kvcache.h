@@ -1,11 +1,5 @@
-// What a KVCache is made of (tilewright/kvcache.h has its use):
-//
-//   layer, sequence -> pages -> | K: (heads, page, head_dim) | V: the same | scales of int8 |
-//
-// A page holds K and V of one layer and one sequence, all heads, so that a head's tokens of a page
-// are one contiguous matrix.
+// A KVCache's books: which pages a sequence has. core/kvpages.h has what is in one.
 #pragma once
-#include <memory>
 #include <vector>
 
 #include "cpu/attention.h"
@@ -14,24 +8,14 @@
 
 namespace tilewright {
 
-using KVPage = std::shared_ptr<char[]>;
+KVPage new_page(int64_t bytes);  // on the CPU
 
 struct KVSnapshot::State {
   PagedKeys layout;
+  Device device;
   std::vector<KVPage> held;
   std::vector<const char*> pages;
   std::vector<int64_t> lengths;
-};
-
-// Tokens that are being appended to a layer: the pages that they go to.
-struct KVCache::Append {
-  struct Sequence {
-    int64_t length;             // before
-    std::vector<KVPage> pages;  // from page length / page on
-    KVPage shared;              // what the first of them has to be a copy of, if any
-  };
-  int64_t layer, tokens;
-  std::vector<Sequence> sequences;
 };
 
 struct KVCache::State {
@@ -45,7 +29,12 @@ struct KVCache::State {
   KVShape shape;
   PagedKeys layout;
   int64_t page_bytes;
+  Device device = Device::cpu;
   std::vector<Sequence> sequences;  // (layers, batch)
 };
+
+// The rows of k and v, to the pages of an append: KVCache::fill on the CPU.
+void fill_pages(const KVCache::Append& append, const PagedKeys& layout, const View& k,
+                const View& v, const KernelTable& table);
 
 }  // namespace tilewright

@@ -28,11 +28,22 @@ constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr std::int64_t kNowhere = INT64_MIN;  // the place of a line that does not exist
 
-// (B, H, T, D), or (B, H, T) with an element for each row.
+// Where the pages of a KVCache begin, for each sequence, in elements from an operand's data.
+struct Pages {
+  const std::int64_t* first = nullptr;
+  std::int64_t stride = 0, tokens = 1;  // pages of a sequence, tokens of a page
+};
+
+// (B, H, T, D), or (B, H, T) with an element for each row. In pages, the strides are those of a page.
 struct Operand : Array {
   bool vectors = false;  // its rows can be read and written 16 bytes at a time
+  Pages pages;
 
   __device__ std::int64_t row(std::int64_t batch, std::int64_t head, std::int64_t t) const {
+    if (pages.first) {
+      const std::int64_t page = pages.first[batch * pages.stride + t / pages.tokens];
+      return page + head * stride[1] + t % pages.tokens * stride[2];
+    }
     return batch * stride[0] + head * stride[1] + t * stride[2];
   }
   __device__ float element(std::int64_t at) const { return load<Mixed>(at); }
@@ -383,15 +394,20 @@ inline void set_sizes(Problem& p) {
   p.dims = static_cast<int>(p.q.shape[3]), p.dims_v = static_cast<int>(p.v.shape[3]);
 }
 
-inline Problem problem_of(const Attention& op) {
+// k and v: op's own, or those of its cache.
+inline Problem problem_of(const Attention& op, const Operand& k, const Operand& v) {
   Problem p{};
-  p.q = operand_of(op.q), p.k = operand_of(op.k), p.v = operand_of(op.v);
+  p.q = operand_of(op.q), p.k = k, p.v = v;
   p.mask = operand_of(op.mask);
   p.lengths = integers_of(op.kv_lengths);
   p.sequences = op.q.shape[0];
   set_sizes(p);
   set_scores(p, op.scores);
   return p;
+}
+
+inline Problem problem_of(const Attention& op) {
+  return problem_of(op, operand_of(op.k), operand_of(op.v));
 }
 
 // (total, H, D) as (1, H, total, D), (H, total) as (1, H, total).

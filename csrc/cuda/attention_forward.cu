@@ -25,12 +25,14 @@
 // Numerics: float32 throughout, in 16 bits products of P are of two terms (attention_products.h); one
 // rounding at the end. Inf or NaN among the values makes NaN of weights that are zero; a block that
 // finds any in its sums does its work again with guarded products, which have the same bits elsewhere.
-// Not handled: more than 256 dimensions, paged keys.
+// Keys in pages: a line's place is looked up (kvcache.cu has the table); the bits are the same.
+// Not handled: more than 256 dimensions.
 //
 // Method: Dao (2023), FlashAttention-2; Dao et al. (2023), Flash-Decoding.
 #include "cuda/attention_products.h"
 #include "cuda/gpu/stream.h"
 #include "cuda/kernels.h"
+#include "cuda/kvcache.h"
 
 namespace tilewright::cuda {
 namespace attention {
@@ -352,7 +354,12 @@ void run(const Problem& p, const Operand& out, const Operand& lse, std::int64_t 
 
 void attention_forward(const Attention& op) {
   using namespace attention;
-  run(problem_of(op), operand_of(op.out), operand_of(op.lse), op.k.shape[2]);
+  const Operand out = operand_of(op.out), lse = operand_of(op.lse);
+  if (!op.cache) return run(problem_of(op), out, lse, op.k.shape[2]);
+  const CachedKeys keys(*op.cache);
+  Problem p = problem_of(op, keys.k, keys.v);
+  if (!p.lengths) p.lengths = keys.lengths;
+  run(p, out, lse, p.keys);
 }
 
 void attention_varlen_forward(const AttentionVarlen& op) {

@@ -2,6 +2,7 @@
 // done, with views of a GPU's memory. Each launches on the calling thread's stream (gpu/stream.h) and
 // returns without waiting.
 #pragma once
+#include "tilewright/kvcache.h"
 #include "tilewright/ops.h"
 
 namespace tilewright::cuda {
@@ -12,6 +13,16 @@ void attention_forward(const Attention& op);
 void attention_backward(const AttentionBackward& op);
 void attention_varlen_forward(const AttentionVarlen& op);
 void attention_varlen_backward(const AttentionVarlenBackward& op);
+
+// kvcache.cu
+struct Memory {
+  char* data;
+  void* stream;  // in whose order it is given back
+};
+Memory allocate(std::int64_t bytes);
+void release(const Memory& memory);
+void fill_pages(const KVCache::Append& append, const PagedKeys& layout, const View& k,
+                const View& v);
 
 // matmul.cu
 void matmul(const Matmul& op);

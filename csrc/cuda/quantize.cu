@@ -22,6 +22,7 @@
 #include "cuda/elements.h"
 #include "cuda/int8.h"
 #include "cuda/kernels.h"
+#include "cuda/levels.h"
 #include "cuda/team.h"
 
 namespace tilewright::cuda {
@@ -115,13 +116,6 @@ Numbers numbers_of(const View& v, const Lines& l) {
   return {v.ptr<float>(), v.rank ? v.stride[0] : 0, 0};
 }
 
-__device__ inline float larger(float a, float b) {
-  return a > b || a != a ? a : b;
-}
-__device__ inline float smaller(float a, float b) {
-  return a < b || a != a ? a : b;
-}
-
 // What is known of a line, or of a part of it.
 struct Range {
   float low, high;  // symmetric: low is not used, high is the largest magnitude
@@ -149,18 +143,6 @@ __device__ inline Range meet(Range mine) {
   __syncthreads();
   for (int w = 0; w < kThreads / 32; ++w) mine.join(shared.of_warp[w]);
   return mine;
-}
-
-__device__ inline float scale_of(float range, float levels) {
-  const float scale = range / levels;
-  return scale == 0.0f ? 1.0f : scale;
-}
-
-// x / scale may be infinite where the scale is subnormal, and is clamped; a scale that is not finite
-// gives 0.
-__device__ inline int round_to_level(float x, float scale, float low, float high) {
-  if (scale - scale != 0.0f) return 0;
-  return __float2int_rn(smaller(larger(x / scale, low), high));
 }
 
 __global__ void fold_kernel(const __grid_constant__ Lines l, std::int64_t parts, Range start,

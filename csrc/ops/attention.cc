@@ -80,7 +80,10 @@ View read_lengths(const Attention& op, int64_t batch, int64_t keys, std::vector<
 void load_cache(const Attention& op, AttentionProblem& p, PagedKeys& paged) {
   paged = op.cache->paged();
   p.paged = &paged;
-  if (on_gpu(op.q)) check.unsupported("q must be on the CPU where k is a layer of a KVCache");
+  if (op.cache->longest() > 0 && op.cache->device() != op.q.device) {
+    throw DeviceError(std::string("attention: q must be where the keys of the KVCache are, on ") +
+                      (on_gpu(op.q) ? "the CPU" : "the GPU"));
+  }
   const int64_t batch = op.cache->lengths().shape[0];
   if (op.v) check.shape_error("v must be None where k is a layer of a KVCache");
   if (op.q.rank != 4 || op.q.shape[0] != batch || op.q.last() != paged.dims) {

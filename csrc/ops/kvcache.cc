@@ -5,8 +5,10 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
+#include "cuda/kernels.h"
 #include "tilewright/ops.h"
 
 namespace tilewright {
@@ -41,8 +43,20 @@ void check_sizes(const KVShape& s) {
   }
 }
 
+// k and v in one memory, and in that of the pages.
+void check_devices(const KVAppend& op) {
+  const auto name = [](Device device) { return device == Device::gpu ? "the GPU" : "the CPU"; };
+  const auto check = [&](const char* arg, Device got, Device want, const char* like) {
+    if (got == want) return;
+    throw DeviceError(std::string("KVCache.append: ") + arg + " must be on " + name(want) +
+                      " like " + like + ", got an array of " + name(got));
+  };
+  check("v", op.v.device, op.k.device, "k");
+  if (!op.cache->empty()) check("k", op.k.device, op.cache->device(), "the tokens before");
+}
+
 void check_operands(const KVAppend& op) {
-  const Check check{"KVCache.append"};
+  const Check check{"KVCache.append", Check::on_gpu_too};
   if (!op.cache) check.dtype_error("cache is required, got nullptr");
   const KVShape& s = op.cache->shape();
   if (op.layer < 0 || op.layer >= s.layers) {
@@ -55,6 +69,7 @@ void check_operands(const KVAppend& op) {
   const std::initializer_list<int64_t> want = {s.batch, s.heads, tokens, s.head_dim};
   check.shape("k", op.k, want, "(batch, heads_kv, T, head_dim of the cache)");
   check.shape("v", op.v, want, "to match k", &op.k);
+  check_devices(op);
   for (int64_t b = 0; b < s.batch; ++b) {
     const int64_t length = op.cache->length(op.layer, b);
     if (length + tokens <= s.max_tokens) continue;
@@ -66,11 +81,29 @@ void check_operands(const KVAppend& op) {
 
 void run(const KVAppend& op) {
   check_operands(op);
-  const KernelTable& table = kernels();
-  const Trace trace("kvcache_append", table.isa, [&] { return format_shape(op.k); });
-  const KVCache::Append append = op.cache->plan(op.layer, op.k.shape[2]);
-  op.cache->fill(append, op.k, op.v, table);
+  const KVCache::Append append = op.cache->plan(op.layer, op.k.shape[2], op.k.device);
+  op.cache->fill(append, op.k, op.v);
   op.cache->commit(append);
+}
+
+KVCache::Append KVCache::plan(int64_t layer, int64_t tokens, Device device) const {
+  if constexpr (kHasGpu) {
+    const NewPage new_gpu_page = [](int64_t bytes) {  // in the order of the current stream
+      const cuda::Memory memory = cuda::allocate(bytes);
+      return KVPage(memory.data, [memory](char*) { cuda::release(memory); });
+    };
+    if (device == Device::gpu) return plan(layer, tokens, device, new_gpu_page);
+  }
+  return plan(layer, tokens, device, &new_page);
+}
+
+void KVCache::fill(const Append& append, const View& k, const View& v) const {
+  const KernelTable& table = kernels();
+  const Trace trace("kvcache_append", level_of(k, table.isa), [&] { return format_shape(k); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(k)) return cuda::fill_pages(append, state_->layout, k, v);
+  }
+  fill_pages(append, state_->layout, k, v, table);
 }
 
 void KVCache::append(int64_t layer, const View& k, const View& v) {

@@ -10,7 +10,6 @@
 
 #include "core/check.h"
 #include "core/dtype.h"
-#include "core/trace.h"
 #include "python/context.h"
 #include "python/module.h"
 #include "tilewright/ops.h"
@@ -67,13 +66,11 @@ void append(const py::object& self, int64_t layer, const View& k, const View& v)
   {
     const Locked lock(self);
     check_operands(KVAppend{&cache, layer, k, v});
-    append = cache.plan(layer, k.shape[2]);
+    append = cache.plan(layer, k.shape[2], k.device);
   }
   {
     const KernelCall context;
-    const KernelTable& table = kernels();
-    const Trace trace("kvcache_append", table.isa, [&] { return format_shape(k); });
-    cache.fill(append, k, v, table);
+    cache.fill(append, k, v);
   }
   const Locked lock(self);
   if (!cache.commit(append)) {

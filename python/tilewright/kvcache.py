@@ -9,6 +9,7 @@ import numpy as np
 
 from tilewright import _core
 from tilewright.autograd import unwrap
+from tilewright.device import device_of, running_on
 from tilewright.errors import ShapeError
 
 
@@ -33,7 +34,8 @@ class CacheLayer:
 class KVCache:
     """Keys and values of the past tokens of all layers, in pages.
 
-    Memory grows with the tokens that are there, a page at a time for each layer and sequence.
+    Memory grows with the tokens that are there, a page at a time for each layer and sequence. It is
+    where the first keys that are appended are: on the CPU or on a device.
     Attention reads the pages where they are, with the bits that it has for the same keys and values
     in one array.
 
@@ -90,9 +92,11 @@ class KVCache:
 
         Raises:
             ShapeError: a shape does not fit, or a sequence would exceed ``max_tokens``; then
-                nothing is appended. DtypeError.
+                nothing is appended. DtypeError. DeviceError: k is not where the tokens before are.
         """
-        self._core.append(layer, unwrap(k, "KVCache.append: k"), unwrap(v, "KVCache.append: v"))
+        k, v = unwrap(k, "KVCache.append: k"), unwrap(v, "KVCache.append: v")
+        with running_on(device_of(k)):
+            self._core.append(layer, k, v)
 
     def layer(self, index: int) -> CacheLayer:
         """One layer, to pass to ``attention`` as k."""

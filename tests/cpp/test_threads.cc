@@ -125,7 +125,7 @@ struct LockedCache {
       }
     }
     const View x = view_of(rows.data(), {2, kHeads, tokens, kDims});
-    cache.fill(append, x, x, kernels());
+    cache.fill(append, x, x);
     held.lock();
     return cache.commit(append);
   }

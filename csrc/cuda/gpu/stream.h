@@ -22,30 +22,36 @@ inline Stream current_stream() {
   return static_cast<Stream>(t_stream);
 }
 
-// Device memory of a call, in the order of its stream: what the launches before its end use stays
-// until they are done.
+// Device memory in the order of a stream: released, it stays until the launches before are done.
+inline void* allocate(std::size_t bytes, [[maybe_unused]] Stream stream) {
+#ifdef TILEWRIGHT_EMULATE
+  return emulator::allocate(bytes);
+#else
+  void* data = nullptr;
+  const cudaError_t code = cudaMallocAsync(&data, bytes, stream);
+  if (code == cudaSuccess) return data;
+  throw DeviceError("no room for " + std::to_string(bytes) +
+                    " bytes on the GPU: " + cudaGetErrorString(code));
+#endif
+}
+inline void release(void* data, [[maybe_unused]] Stream stream) {
+#ifdef TILEWRIGHT_EMULATE
+  emulator::release(data);
+#else
+  if (cudaFreeAsync(data, stream) != cudaSuccess) cudaFree(data);  // the stream is gone
+#endif
+}
+
+// Device memory of a call.
 class Workspace {
  public:
-  explicit Workspace(std::size_t bytes) {
-    if (bytes == 0) return;
-#ifdef TILEWRIGHT_EMULATE
-    data_ = emulator::allocate(bytes);
-#else
-    const cudaError_t code = cudaMallocAsync(&data_, bytes, current_stream());
-    if (code == cudaSuccess) return;
-    throw DeviceError("no room for a workspace of " + std::to_string(bytes) +
-                      " bytes on the GPU: " + cudaGetErrorString(code));
-#endif
-  }
+  explicit Workspace(std::size_t bytes)
+      : stream_(current_stream()), data_(bytes ? allocate(bytes, stream_) : nullptr) {}
   ~Workspace() {
-    if (!data_) return;
-#ifdef TILEWRIGHT_EMULATE
-    emulator::release(data_);
-#else
-    cudaFreeAsync(data_, current_stream());
-#endif
+    if (data_) release(data_, stream_);
   }
-  Workspace(Workspace&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  Workspace(Workspace&& other) noexcept
+      : stream_(other.stream_), data_(std::exchange(other.data_, nullptr)) {}
   Workspace& operator=(Workspace&&) = delete;
 
   template <class T>
@@ -54,7 +60,8 @@ class Workspace {
   }
 
  private:
-  void* data_ = nullptr;
+  Stream stream_;
+  void* data_;
 };
 
 }  // namespace tilewright::gpu

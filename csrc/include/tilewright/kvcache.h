@@ -12,6 +12,9 @@
 // blocks (128 tokens) attention reads them where they are; of smaller ones, which waste less
 // memory, it copies 128 tokens at a time.
 //
+// The pages are where the first keys that are appended are: on the CPU, or on a GPU where the library
+// has CUDA.
+//
 // Like a standard container: calls of const members may run at the same time, others need the cache
 // for themselves. What attention reads is a snapshot that keeps its pages: it stays as it was
 // whatever becomes of the cache.
@@ -23,8 +26,7 @@
 
 namespace tilewright {
 
-struct PagedKeys;    // cpu/attention.h: where the pages lie
-struct KernelTable;  // cpu/kernel_table.h
+struct PagedKeys;  // core/kvpages.h: where the pages lie
 
 struct KVShape {
   int64_t layers = 1;         // 1 to 2^20, as batch and heads
@@ -43,8 +45,9 @@ class KVSnapshot {
   View lengths() const&;  // (batch,) int64; lives as long as the snapshot
   View lengths() && = delete;
   int64_t longest() const;
+  Device device() const;
 
-  struct State;              // cpu/kvcache.h, as what follows
+  struct State;              // cpu/kvcache.h
   PagedKeys paged() const&;  // lives as long as the snapshot
   PagedKeys paged() && = delete;
 
@@ -65,6 +68,8 @@ class KVCache {
 
   const KVShape& shape() const;  // page is at most max_tokens here
   int64_t length(int64_t layer, int64_t b) const;
+  Device device() const;  // of the pages; CPU as long as there was none
+  bool empty() const;     // no layer has tokens: the next ones may be anywhere
   // Bytes of the pages, each counted once: what this cache would hold alone.
   int64_t nbytes() const;
   KVSnapshot snapshot(int64_t layer) const;
@@ -82,13 +87,15 @@ class KVCache {
   // rows are converted: plan and commit change the cache, fill touches only pages that nobody else
   // writes to. The arguments have been checked: check_operands(KVAppend).
   struct Append;
-  Append plan(int64_t layer, int64_t tokens) const;
-  void fill(const Append& append, const View& k, const View& v, const KernelTable& table) const;
+  Append plan(int64_t layer, int64_t tokens, Device device = Device::cpu) const;
+  void fill(const Append& append, const View& k, const View& v) const;
   // False if the layer has changed since the plan: two threads append at once.
   bool commit(const Append& append);
 
  private:
   struct State;
+  using NewPage = std::shared_ptr<char[]> (*)(int64_t bytes);
+  Append plan(int64_t layer, int64_t tokens, Device device, NewPage new_page) const;
   std::unique_ptr<State> state_;
 };
 
