@@ -49,9 +49,10 @@ def test_memory_is_given_back(x):
     assert _core.emulator.allocated_bytes() == before
 
 
-def test_an_op_without_a_kernel_says_so(x):
-    with pytest.raises(tw.UnsupportedError, match=r"^pack: there is no CUDA kernel yet, and b is"):
-        tw.pack(x)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_nothing_is_packed_on_a_device(quantized, x):
+    with pytest.raises(tw.UnsupportedError, match=r"^pack: b must be on the CPU; kernels of a GPU"):
+        tw.pack(tw.quantize(x, axis=1) if quantized else x)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 64, 65, 5000])  # blocks of 64, and blocks of those

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/device.h"
 #include "cpu/gemm.h"
 #include "cpu/isa.h"
 #include "ops/batch.h"
@@ -11,9 +12,20 @@
 
 namespace tilewright {
 
+namespace {
+
+const Check check{"pack", Check::on_gpu_too};
+
+void refuse_gpu(const View& b) {
+  if (!on_gpu(b)) return;
+  check.unsupported("b must be on the CPU; kernels of a GPU read matrices as they are, unpacked");
+}
+
+}  // namespace
+
 PackedMatrix packed_matrix(const View& b) {
-  const Check check{"pack"};
   check.dtype("b", b, {DType::f32, DType::bf16, DType::f16, DType::s8});
+  refuse_gpu(b);
   if (b.rank != 2) check.shape_error("b must have 2 axes, (K, N), got shape " + format_shape(b));
   const KernelTable& table = kernels();
   return PackedMatrix(Matrix{b.data, b.dtype, b.stride[0], b.stride[1]}, b.shape[0], b.shape[1],
@@ -21,7 +33,8 @@ PackedMatrix packed_matrix(const View& b) {
 }
 
 PackedMatrix packed_matrix(const QuantizedView& b) {
-  check_view(Check{"pack"}, "b", b);
+  check_view(check, "b", b);
+  refuse_gpu(b.data);
   const KernelTable& table = kernels();
   return PackedMatrix(b, table.gemm_s8, table.isa, true);
 }

@@ -95,6 +95,11 @@ def moved(x: Any, device: Device | None) -> Any:
     return host if device is None else device.put(host)
 
 
+def empty(shape: Any, dtype: Any, device: Device | None) -> Any:
+    """Return a fresh array on a device or on the CPU (None)."""
+    return np.empty(shape, dtype) if device is None else device.empty(shape, dtype)
+
+
 @contextmanager
 def running_on(device: Device | None) -> Iterator[None]:
     """Run the calls inside the block on a device: results are its arrays. None changes nothing."""

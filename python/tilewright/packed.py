@@ -44,7 +44,8 @@ def pack(b: Any, *, prefer: str = "throughput") -> Any:
         reference to b. It belongs to the ISA level that was active: another level refuses it.
 
     Raises:
-        ShapeError, DtypeError, UnsupportedError: naming the argument.
+        ShapeError, DtypeError, UnsupportedError: naming the argument; also of b on a GPU, whose
+            kernels read matrices as they are.
     """
     if prefer not in ("throughput", "latency"):
         raise UnsupportedError(f"pack: prefer must be 'throughput' or 'latency', got {prefer!r}")

@@ -22,6 +22,7 @@ import numpy as np
 
 from tilewright import random
 from tilewright.autograd import no_grad, unwrap
+from tilewright.device import as_array, device_of, empty, moved
 from tilewright.errors import FormatError, ShapeError
 from tilewright.io import load as load_arrays
 from tilewright.io import load_metadata, save
@@ -104,7 +105,7 @@ def _cached_attention(qkv: Any, heads: int, cache: Any, layer: int) -> Any:
     """Attention of new tokens to those of the cache and to themselves: (B, T, 3C) -> (B, T, C)."""
     q, k, v = split_heads(qkv, 3, heads)
     cache.append(layer, k, v)
-    y = np.empty((*qkv.shape[:2], qkv.shape[2] // 3), qkv.dtype)
+    y = empty((*qkv.shape[:2], qkv.shape[2] // 3), qkv.dtype, device_of(qkv))
     tw.attention(q, cache.layer(layer), causal=True, out=split_heads(y, 1, heads)[0])
     return tw.Tensor(y)
 
@@ -153,7 +154,7 @@ class GPT(Module):
 
     def _trunk(self, ids: Any, cache: Any = None, start: int = 0) -> Any:
         """The last layernorm's rows (B, T, width) of tokens at the positions from start on."""
-        ids = np.asarray(unwrap(ids))
+        ids = as_array(unwrap(ids))
         if ids.ndim != 2 or start + ids.shape[1] > self.config.context:
             raise ShapeError(
                 f"GPT: ids must have shape (B, T), T at most the context {self.config.context}, "
@@ -202,7 +203,7 @@ class GPT(Module):
             An iterator of ints. The model is in eval mode until the iterator ends.
         """
         sampling.check(temperature, top_k, top_p)
-        prompt = np.asarray(unwrap(prompt_ids))
+        prompt = moved(as_array(unwrap(prompt_ids)), None)
         if prompt.ndim != 1 or prompt.size == 0 or prompt.dtype.kind not in "iu":
             raise ShapeError(
                 "generate: prompt_ids must be one or more token ids in one axis, "
@@ -213,7 +214,7 @@ class GPT(Module):
         return self._stream(prompt.astype(np.int64).tolist(), max_new_tokens, choice)
 
     def _stream(self, tokens: list[int], count: int, choice: tuple[Any, ...]) -> Iterator[int]:
-        c = self.config
+        c, device = self.config, device_of(self.token.weight.data)
         cache = tw.KVCache(c.layers, 1, c.heads, c.width // c.heads, c.context, dtype="float32")
         was_training = self.training
         if was_training:
@@ -225,8 +226,9 @@ class GPT(Module):
                     unread, filled = tokens[-max(1, c.context // 2) :], 0
                     cache.truncate(0)
                 with no_grad():
-                    h = self._trunk(np.array([unread]), cache, filled)
-                    logits = self._head(h[:, -1:]).data.reshape(-1)
+                    ids = moved(np.array([unread]), device)
+                    h = self._trunk(ids, cache, filled)
+                    logits = moved(self._head(h[:, -1:]).data, None).reshape(-1)
                 filled += len(unread)
                 token = sampling.choose(logits, *choice)
                 tokens.append(token)
@@ -252,6 +254,7 @@ class GPT(Module):
             raise ValueError("GPT: the model is quantized already")
         made = GPT(self.config, seed=0)
         made.load_state_dict(self.state_dict())
+        made.to(self.token.weight.device)
         made._quantize_linears({"bits": bits, "group_size": group_size, "symmetric": symmetric})
         return made.eval()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 import tilewright
 from tilewright.autograd import Tensor, unwrap
-from tilewright.device import is_device_name, moved, named
+from tilewright.device import as_array, device_of, is_device_name, moved, named
 from tilewright.errors import DtypeError, FormatError, ShapeError
 from tilewright.tensor import is_float, tensor
 
@@ -220,7 +220,7 @@ class Module:
         """Copy arrays into the parameters and buffers, converted to their dtypes.
 
         Args:
-            state: arrays or Tensors by dotted name.
+            state: arrays or Tensors by dotted name, on any device.
             strict: every name must be there, and no other; else only common names are copied.
 
         Raises:
@@ -238,11 +238,11 @@ class Module:
                 f"{type(self).__name__}: the state must have the names of this model; "
                 f"missing: {_listed(missing)}; unexpected: {_listed(unexpected)}"
             )
-        arrays = {name: np.asarray(unwrap(state[name])) for name in own}
+        arrays = {name: as_array(unwrap(state[name])) for name in own}
         for name, mine in own.items():
             _check_fits(name, mine, arrays[name])
         for name, mine in own.items():
-            np.copyto(mine, arrays[name], casting="unsafe")
+            mine[...] = moved(arrays[name], device_of(mine)).astype(mine.dtype, copy=False)
         for parameter in self.parameters():
             parameter.mark_written()
         for module in self.modules():

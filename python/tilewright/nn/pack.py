@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tilewright import _core
 from tilewright.autograd import Tensor, grad_enabled
-from tilewright.nn.module import tw
+from tilewright.device import device_of
 from tilewright.runtime import active_isa
 
 
@@ -28,13 +29,13 @@ class TransposedWeight:
 
     def of(self, weight: Tensor, training: bool) -> Any:
         """The transpose of the weight: packed, or a view."""
-        if training or grad_enabled():
+        if training or grad_enabled() or device_of(weight.data):  # no kernel there wants a pack
             return weight.T
         made_for = (weight._version, active_isa())
         kept = self._kept
         if kept is None or kept[0] != made_for or not _same_memory(weight.data, kept[1]):
             # The array is kept with its pack: its address stays its own.
-            kept = self._kept = (made_for, weight.data, tw._core.pack(weight.data.T))
+            kept = self._kept = (made_for, weight.data, _core.pack(weight.data.T))
         return kept[2]
 
     def __reduce__(self) -> Any:

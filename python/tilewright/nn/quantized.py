@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.device import device_of
 from tilewright.nn.linear import Linear
 from tilewright.nn.module import Module, tw
 from tilewright.quantized import QuantizedArray
@@ -107,6 +108,8 @@ class QuantizedLinear(Module):
         )
 
     def _packed(self) -> Any:
+        if device_of(self.weight) is not None:  # there the kernels read the weights as they are
+            return self.quantized().T
         isa = active_isa()
         if self._packed_for != isa:
             self._pack = tw.pack(self.quantized().T)

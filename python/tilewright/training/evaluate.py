@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import tilewright as tw
+from tilewright.device import device_of, moved
 from tilewright.training.corpus import SEPARATOR, Document
 
 _IGNORED = -100  # cross_entropy's ignore_index
@@ -61,12 +62,14 @@ def bits_per_byte(model: Any, found: Windows, *, batch: int = 16) -> float:
     """Return the mean of -log2 p(byte) over the counted bytes, with the model in eval mode."""
     cross_entropy: Any = tw.cross_entropy  # type checkers see the class under @op
     training = model.training
+    device = device_of(next(iter(model.parameters())).data)
     model.eval()
     total = 0.0
     with tw.no_grad():
         for first in range(0, len(found.ids), batch):
             rows = slice(first, first + batch)
-            loss = cross_entropy(model(found.ids[rows]), found.targets[rows], reduction="sum")
+            ids, targets = (moved(x[rows], device) for x in found)
+            loss = cross_entropy(model(ids), targets, reduction="sum")
             total += float(loss.data)
     model.train(training)
     return total / math.log(2) / int(np.count_nonzero(found.targets != _IGNORED))

@@ -18,6 +18,7 @@ import numpy as np
 
 import tilewright as tw
 from tilewright import random
+from tilewright.device import device_of, moved
 from tilewright.training.batches import Batches
 
 _DROPOUT = 2  # see batches._ORDER
@@ -87,6 +88,7 @@ class Trainer:
     """Trains a byte-level GPT on a text.
 
     Attributes:
+        device: where the model is, whose batches are brought there; None: the CPU.
         step: steps done.
         seconds: time spent in steps.
     """
@@ -97,6 +99,7 @@ class Trainer:
             text, context=model.config.context, batch=settings.batch, seed=settings.seed
         )
         self.parameters = list(model.parameters())
+        self.device = device_of(self.parameters[0].data)
         self.optimizer = tw.optim.AdamW(
             self.parameters,
             lr=settings.learning_rate,
@@ -128,13 +131,13 @@ class Trainer:
         """Do one step."""
         started = time.perf_counter()
         rate = self.settings.rate(self.progress)
-        ids, targets = self.batches.at(self.step)
+        ids, targets = (moved(x, self.device) for x in self.batches.at(self.step))
         self.optimizer.zero_grad()
         with random.seeded(_seed(self.settings.seed, self.step)):  # dropout masks
             loss = self.model.loss(ids, targets)
         loss.backward()
         norm = float(tw.optim.clip_grad_norm_(self.parameters, self.settings.clip))
-        value = float(np.asarray(loss.data))
+        value = loss.item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise Diverged(
                 f"step {self.step + 1}: the loss is {value}, the gradient's norm {norm}; "
