@@ -1,28 +1,8 @@
-"""Faults for test_emulated_faults.py to plant in copies of the CUDA kernels, and what must show.
-
-A kernel's author adds a row for each mistake that its tests should catch. ``test`` chooses among
-the generic tests, as pytest's -k does; ``shows`` is the finding that the checked emulator must
-report, or ``WRONG`` where every access is legal and only the numbers can tell.
-"""
+"""Faults of softmax.cu, and of what it shares with every kernel of rows: team.h, array.h."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-WRONG = "elements are out of bounds; worst at"  # what tests/harness.py says of numbers
-
-
-class Fault(NamedTuple):
-    """``text`` in ``file`` replaced by ``wrong``, ``source`` compiled again; all in csrc/cuda."""
-
-    name: str
-    file: str
-    text: str
-    wrong: str
-    shows: str
-    source: str
-    test: str
-
+from emulated_faults.fault import WRONG, Fault
 
 SOFTMAX = {"source": "softmax.cu", "test": "softmax"}
 FAULTS = [
