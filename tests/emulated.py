@@ -27,7 +27,7 @@ KERNELS = {
     *("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
     *("attention", "attention_varlen"),
     *("layernorm", "rmsnorm"),
-    *("dropout", "rope", "embedding", "mse"),
+    *("dropout", "rope", "embedding", "mse", "cross_entropy"),
     *("softmax", "log_softmax"),
     *("matmul", "int8_matmul"),
 }  # fmt: skip
@@ -188,7 +188,7 @@ DEVICE = EmulatedDevice()
 def to_device(x):
     """Copy a NumPy array to the device, with its strides: those of a view stay a view's."""
     x = np.asarray(x)
-    if x.size == 0 or x.ndim == 0:
+    if x.size == 0:
         made = DEVICE.empty(x.shape, x.dtype)
         made.host[...] = x
         made.host.flags.writeable = x.flags.writeable

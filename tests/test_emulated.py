@@ -83,6 +83,29 @@ def test_a_bad_id_is_nan_and_has_no_gradient(rng):
     np.testing.assert_array_equal(table.grad.get(), dtable)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}])
+def test_a_bad_target_is_nan_in_its_row_alone(options, rng):
+    host = rng.standard_normal((6, 40)).astype(F32)
+    ids = np.array([1, -1, 40, 39, -100, 2**40])
+    logits = tw.tensor(emulated.to_device(host), requires_grad=True)
+    loss = tw.cross_entropy(logits, emulated.to_device(ids), reduction="none", **options)
+    loss.backward(emulated.to_device(np.ones(6, F32)))
+    bad = np.isin(ids, (-1, 40, 2**40))
+    on_cpu = tw.tensor(host, requires_grad=True)
+    want = tw.cross_entropy(on_cpu, np.where(bad, 0, ids), reduction="none", **options)
+    want.backward(np.ones(6, F32))
+    for found, right in ((loss.data, want.data), (logits.grad, on_cpu.grad)):
+        assert np.isnan(found.get()[bad]).all()
+        np.testing.assert_allclose(found.get()[~bad], right[~bad], rtol=1e-5, atol=1e-6)
+    assert np.isnan(float(tw.cross_entropy(logits, emulated.to_device(ids))))
+
+
+def test_there_is_no_target_without_classes():
+    logits, ids = emulated.to_device(np.empty((2, 0), F32)), emulated.to_device(np.zeros(2, int))
+    with pytest.raises(tw.ShapeError, match=r"^cross_entropy: target .* without classes$"):
+        tw.cross_entropy(logits, ids)
+
+
 ORDERS = [("in order", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2)]
 
 

@@ -99,8 +99,8 @@ class Shares {
 }  // namespace
 
 // The losses are summed in double, row after row, whoever computed them.
-double cross_entropy_forward(const CrossEntropyForward& op, const int64_t* targets,
-                             const KernelTable& table) {
+void cross_entropy_forward(const CrossEntropyForward& op, const int64_t* targets,
+                           const KernelTable& table) {
   const Rows logits(op.logits, table.element);
   const int64_t C = logits.C(), rows = logits.count();
   const Shares shares(op.target, targets, op.weight, op.label_smoothing, C, table);
@@ -121,18 +121,18 @@ double cross_entropy_forward(const CrossEntropyForward& op, const int64_t* targe
       losses[b.row + i] = loss;
     });
   });
-  const double divisor = shares.divisor(rows);
   if (op.reduction == Reduction::none) {
     for (int64_t i = 0; i < rows; ++i) op.loss.ptr<float>()[element_offset(op.loss, i)] = losses[i];
-    return divisor;
+    return;
   }
   double total = 0;
   for (int64_t i = 0; i < rows; ++i) total += losses[i];
   if (op.reduction == Reduction::mean) {
+    const double divisor = shares.divisor(rows);
     total = divisor != 0 ? total / divisor : std::numeric_limits<double>::quiet_NaN();
+    if (op.scale) *op.scale.ptr<float>() = divisor != 0 ? float(1.0 / divisor) : 1.0f;
   }
   *op.loss.ptr<float>() = float(total);
-  return divisor;
 }
 
 void cross_entropy_backward(const CrossEntropyBackward& op, const int64_t* targets,
@@ -140,6 +140,7 @@ void cross_entropy_backward(const CrossEntropyBackward& op, const int64_t* targe
   const Rows logits(op.logits, table.element), dlogits(op.dlogits, table.element);
   const int64_t C = logits.C();
   const Shares shares(op.target, targets, op.weight, op.label_smoothing, C, table);
+  const float of_all = op.scale ? *op.scale.ptr<float>() : 1.0f;
   for_row_blocks(logits.count(), C, 0.6, [&](const Block& b) {
     const Scratch x_room(logits.room(b.rows, C)), dx_room(dlogits.room(b.rows, C));
     const Scratch q_room(shares.room(b.rows));
@@ -153,7 +154,7 @@ void cross_entropy_backward(const CrossEntropyBackward& op, const int64_t* targe
         return;
       }
       const int64_t row = b.row + i, at = op.dloss.rank ? element_offset(op.dloss, row) : 0;
-      const float scale = op.scale * load_float(op.dloss.data, at, op.dloss.dtype);
+      const float scale = of_all * load_float(op.dloss.data, at, op.dloss.dtype);
       const float lse = op.lse.ptr<float>()[row];
       if (share.q) {
         table.softmax.soft_gradient(from, share.q, C, lse, share.sum, scale, to);

@@ -7,9 +7,8 @@ namespace tilewright {
 
 // `targets` (rows,): class ids, or kIgnored; nullptr where op.target holds probabilities.
 constexpr int64_t kIgnored = -1;
-// Returns what "mean" divides by: the weights of the targets that count, or the number of rows.
-double cross_entropy_forward(const CrossEntropyForward& op, const int64_t* targets,
-                             const KernelTable& table);
+void cross_entropy_forward(const CrossEntropyForward& op, const int64_t* targets,
+                           const KernelTable& table);
 void cross_entropy_backward(const CrossEntropyBackward& op, const int64_t* targets,
                             const KernelTable& table);
 

@@ -31,6 +31,10 @@ void matmul(const Matmul& op);
 void activation_forward(const ActivationForward& op);
 void activation_backward(const ActivationBackward& op);
 
+// cross_entropy.cu: a bad id gives NaN, in its loss and its row of the gradient
+void cross_entropy_forward(const CrossEntropyForward& op);
+void cross_entropy_backward(const CrossEntropyBackward& op);
+
 // dropout.cu
 void dropout(const Dropout& op);
 

@@ -5,34 +5,15 @@
 //     elements  | kRun a block | kRun a block | ..      a block adds its run in double, and one
 //     sums      |      s0      |      s1      | ..      block then adds the sums of all
 //
-// kRun   16 elements a thread: a long array is still more blocks than a GPU holds, and the sums are
-//        1/4096 of the elements. Bound by memory, 2 elements each.
+// Bound by memory, 2 elements each.
 //
 // Numerics: x - y and its square are float32, sums double in one fixed order: no atomics. One
 // rounding at the end.
-#include "cuda/each.h"
 #include "cuda/kernels.h"
+#include "cuda/sums.h"
 
 namespace tilewright::cuda {
 namespace {
-
-constexpr std::int64_t kRun = 16 * kEachBlock;
-constexpr int kWarps = kEachBlock / 32;
-
-struct SumShared {
-  double partial[kWarps];
-};
-
-// The same sum in every thread of a block; once a kernel.
-__device__ inline double block_sum(double x) {
-  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
-  double* const partial = gpu::shared_memory<SumShared>().partial;
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-  __syncthreads();
-  double sum = 0;
-  for (int w = 0; w < kWarps; ++w) sum += partial[w];
-  return sum;
-}
 
 template <class Element>
 __device__ float difference(const Array& x, const Array& y, std::int64_t i) {
@@ -49,21 +30,18 @@ __global__ void mse_squares_kernel(Array x, Array y, Array loss, std::int64_t n)
 
 template <class Element>
 __global__ void mse_sum_kernel(Array x, Array y, double* sums, std::int64_t n) {
-  const std::int64_t start = std::int64_t(blockIdx.x) * kRun, end = min(n, start + kRun);
   double sum = 0;
-  for (std::int64_t i = start + threadIdx.x; i < end; i += kEachBlock) {
+  for_run(n, [&](std::int64_t i) {
     const float d = difference<Element>(x, y, i);
     sum += static_cast<double>(d * d);
-  }
+  });
   sum = block_sum(sum);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 __global__ void mse_total_kernel(const double* sums, std::int64_t count, float* loss,
                                  double divisor) {
-  double sum = 0;
-  for (std::int64_t i = threadIdx.x; i < count; i += kEachBlock) sum += sums[i];
-  sum = block_sum(sum);
+  const double sum = block_sum(thread_sum(sums, count));
   if (threadIdx.x == 0) *loss = static_cast<float>(sum / divisor);  // 0 / 0: the mean of nothing
 }
 
@@ -87,15 +65,12 @@ void mse_forward(const MseForward& op) {
       launch_each("mse_squares", mse_squares_kernel<Element>, n, x, y, array_of(op.loss), n);
       return;
     }
-    const std::int64_t blocks = (n + kRun - 1) / kRun;
+    const std::int64_t blocks = runs_of(n);
     const gpu::Workspace sums(static_cast<std::size_t>(blocks) * sizeof(double));
-    if (blocks > 0) {
-      gpu::launch("mse_sum", mse_sum_kernel<Element>, dim3(blocks_for(n, kRun)), dim3(kEachBlock),
-                  sizeof(SumShared), gpu::current_stream(), x, y, sums.as<double>(), n);
-    }
+    launch_sum("mse_sum", mse_sum_kernel<Element>, blocks, x, y, sums.as<double>(), n);
     const double divisor = op.reduction == Reduction::mean ? static_cast<double>(n) : 1.0;
-    gpu::launch("mse_total", mse_total_kernel, dim3(1), dim3(kEachBlock), sizeof(SumShared),
-                gpu::current_stream(), sums.as<double>(), blocks, op.loss.ptr<float>(), divisor);
+    launch_sum("mse_total", mse_total_kernel, 1, sums.as<double>(), blocks, op.loss.ptr<float>(),
+               divisor);
   });
 }
 

@@ -1,17 +1,19 @@
 // cross_entropy: the argument rules.
 #include "core/check.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/scratch.h"
 #include "core/size.h"
 #include "core/trace.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/isa.h"
+#include "cuda/kernels.h"
 #include "ops/ids.h"
 
 namespace tilewright {
 namespace {
 
-const Check check{"cross_entropy"};
+const Check check{"cross_entropy", Check::on_gpu_too};
 
 // Class ids, shaped like logits without the last axis; or probabilities, like logits. The options
 // are those of both passes.
@@ -58,6 +60,17 @@ void check_lse(const View& lse, const View& logits) {
   }
 }
 
+void check_scale(const View& scale) {
+  check.dtype("scale", scale, {DType::f32});
+  check.shape("scale", scale, {}, "for one number");
+}
+
+// Of ids that nobody reads before the kernel does, this is known: there is none without classes.
+void check_classes(const View& target, int64_t C) {
+  if (C > 0 || is_float(target.dtype) || target.size() == 0) return;
+  check.shape_error("target must name classes of logits, got logits without classes");
+}
+
 // The ids in `room`; nullptr for probabilities.
 const int64_t* read_targets(const View& target, int64_t C, int64_t ignore_index,
                             const Scratch& room) {
@@ -75,7 +88,7 @@ void check_losses(const char* arg, const View& v, const View& logits) {
 
 }  // namespace
 
-double run(const CrossEntropyForward& op) {
+void run(const CrossEntropyForward& op) {
   check_arguments(op);
   check.output("out", op.loss, {DType::f32});
   if (op.reduction == Reduction::none) {
@@ -87,22 +100,39 @@ double run(const CrossEntropyForward& op) {
   check.no_overlap("out", op.loss, "target", op.target);
   check.no_overlap("out", op.loss, "weight", op.weight);
   if (op.lse) check_lse(op.lse, op.logits);
+  if (op.scale) check_scale(op.scale);
+  if (op.scale && op.reduction != Reduction::mean) check.unsupported("scale is that of a mean");
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.logits)) {
+      check_classes(op.target, op.logits.last());
+      const Trace trace("cross_entropy", kGpuLevel, [&] { return format_shape(op.logits); });
+      return cuda::cross_entropy_forward(op);
+    }
+  }
   const Scratch room(product_of({op.target.size(), 8}));
   const int64_t* targets = read_targets(op.target, op.logits.last(), op.ignore_index, room);
   const KernelTable& table = kernels();
   const Trace trace("cross_entropy", table.isa, [&] { return format_shape(op.logits); });
-  return cross_entropy_forward(op, targets, table);
+  cross_entropy_forward(op, targets, table);
 }
 
 void run(const CrossEntropyBackward& op) {
   check_arguments(op);
   check_lse(op.lse, op.logits);
+  if (op.scale) check_scale(op.scale);
   check.dtype("dloss", op.dloss, kFloats);
   if (op.dloss.rank > 0) check_losses("dloss", op.dloss, op.logits);
   check.output("dlogits", op.dlogits, kFloats);
   check.same_shape("dlogits", op.dlogits, op.logits, "logits");
   check.no_overlap("dlogits", op.dlogits, "logits", op.logits, true);
   if (op.logits.size() == 0) return;
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.logits)) {
+      const Trace trace("cross_entropy_backward", kGpuLevel,
+                        [&] { return format_shape(op.logits); });
+      return cuda::cross_entropy_backward(op);
+    }
+  }
   const Scratch room(product_of({op.target.size(), 8}));
   const int64_t* targets = read_targets(op.target, op.logits.last(), op.ignore_index, room);
   const KernelTable& table = kernels();

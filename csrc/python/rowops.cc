@@ -99,17 +99,17 @@ void embedding_backward(const View& ids, const View& dy, const View& dtable) {
   run(EmbeddingBackward{ids, dy, dtable});
 }
 
-double cross_entropy_forward(const View& logits, const View& target, const View& weight,
-                             float label_smoothing, int64_t ignore_index,
-                             const std::string& reduction, const View& loss, const View& lse) {
-  return run(CrossEntropyForward{logits, target, ignore_index,
-                                 reduction_of("cross_entropy", reduction), loss, lse, weight,
-                                 label_smoothing});
+void cross_entropy_forward(const View& logits, const View& target, const View& weight,
+                           float label_smoothing, int64_t ignore_index,
+                           const std::string& reduction, const View& loss, const View& lse,
+                           const View& scale) {
+  run(CrossEntropyForward{logits, target, ignore_index, reduction_of("cross_entropy", reduction),
+                          loss, lse, weight, label_smoothing, scale});
 }
 
 void cross_entropy_backward(const View& logits, const View& target, const View& weight,
                             float label_smoothing, int64_t ignore_index, const View& lse,
-                            const View& dloss, float scale, const View& dlogits) {
+                            const View& dloss, const View& scale, const View& dlogits) {
   run(CrossEntropyBackward{logits, target, lse, dloss, scale, ignore_index, dlogits, weight,
                            label_smoothing});
 }
@@ -148,8 +148,7 @@ void register_rowops(py::module_& m) {
         Release());
   m.def("cross_entropy_forward", &cross_entropy_forward, py::arg("logits"), py::arg("target"),
         py::arg("weight"), py::arg("label_smoothing"), py::arg("ignore_index"),
-        py::arg("reduction"), py::arg("loss"), py::arg("lse"), "what the mean divides by",
-        Release());
+        py::arg("reduction"), py::arg("loss"), py::arg("lse"), py::arg("scale"), Release());
   m.def("cross_entropy_backward", &cross_entropy_backward, py::arg("logits"), py::arg("target"),
         py::arg("weight"), py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("lse"),
         py::arg("dloss"), py::arg("scale"), py::arg("dlogits"), Release());

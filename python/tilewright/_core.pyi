@@ -202,7 +202,7 @@ def cross_entropy_backward(
     ignore_index: int,
     lse: _Array,
     dloss: _Array,
-    scale: float,
+    scale: _Array,
     dlogits: _Array,
 ) -> None: ...
 def cross_entropy_forward(
@@ -214,11 +214,8 @@ def cross_entropy_forward(
     reduction: str,
     loss: _Array,
     lse: _Array,
-) -> float:
-    """
-    what the mean divides by
-    """
-
+    scale: _Array,
+) -> None: ...
 def dequantize(
     data: _Array,
     scale: _Array,

@@ -246,8 +246,9 @@ struct CrossEntropyForward {
   View lse;     // (rows,) float32, optional: log(sum(e^logits)), which the backward pass reads
   View weight;  // (C,) T, optional: 1
   float label_smoothing = 0.0f;
+  View scale;  // () float32, optional: 1 / what "mean" divides by, which the backward pass reads
 };
-double run(const CrossEntropyForward& op);  // returns what "mean" divides by
+void run(const CrossEntropyForward& op);
 
 // dlogits = scale * dloss * (sum(q) softmax(logits) - q), 0 where target is ignore_index.
 struct CrossEntropyBackward {
@@ -255,7 +256,7 @@ struct CrossEntropyBackward {
   View target;  // (...) int32 or int64, or (..., C) T
   View lse;     // (rows,) float32
   View dloss;   // T: () or (...)
-  float scale = 1.0f;
+  View scale;   // () float32, optional: 1
   int64_t ignore_index = -100;
   View dlogits;  // (..., C) T; may be logits itself
   View weight;   // (C,) T, optional: 1

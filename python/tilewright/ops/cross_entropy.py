@@ -36,7 +36,8 @@ class cross_entropy:
         targets is NaN.
 
     Raises:
-        ShapeError: a target is no class; the message names it. DtypeError. UnsupportedError:
+        ShapeError: a target is no class; the message names it. Targets on a GPU are not read for
+        that: the loss and the gradient of such a row are NaN. DtypeError. UnsupportedError:
         ignore_index is not negative where target holds probabilities.
 
     Source: Szegedy et al. 2016, section 7, for label smoothing.
@@ -67,14 +68,15 @@ class cross_entropy:
         if loss is None:
             shape = getattr(logits, "shape", (0,))[:-1] if reduction == "none" else ()
             loss = _core.empty(shape, np.float32)
-        lse = None
+        lse = scale = None  # what the backward pass reads
         if ctx.needs:
             rows = math.prod(getattr(logits, "shape", ())[:-1])  # also where there are no classes
             lse = _core.empty((rows,), np.float32)
-        divisor = _core.cross_entropy_forward(
-            logits, target, weight, label_smoothing, ignore_index, reduction, loss, lse
+            if reduction == "mean":
+                scale = _core.empty((), np.float32)
+        _core.cross_entropy_forward(
+            logits, target, weight, label_smoothing, ignore_index, reduction, loss, lse, scale
         )
-        scale = 1.0 / divisor if reduction == "mean" and divisor else 1.0
         ctx.save(logits, target, weight, label_smoothing, ignore_index, lse, scale)
         return loss
 
