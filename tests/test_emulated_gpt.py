@@ -59,3 +59,15 @@ def test_state_comes_from_any_memory():
     for name, array in other.state_dict().items():
         np.testing.assert_array_equal(here.state_dict()[name], array)
         np.testing.assert_array_equal(there.state_dict()[name].get(), array)
+
+
+def test_a_training_step_has_the_cpus_loss_and_gradients(rng):
+    here, there = model_pair()
+    ids, targets = rng.integers(0, 40, (2, 2, 12))
+    loss = here.loss(ids, targets)
+    loss.backward()
+    moved = there.loss(emulated.to_device(ids), emulated.to_device(targets))
+    moved.backward()
+    assert abs(moved.item() - loss.item()) < 1e-6
+    for (name, a), b in zip(here.named_parameters(), there.parameters(), strict=True):
+        np.testing.assert_allclose(b.grad.get(), a.grad, atol=1e-6, err_msg=name)

@@ -442,10 +442,10 @@ class getitem:
         shape, dtype, index = ctx.saved
         parts = index if type(index) is tuple else (index,)
         if all(isinstance(part, int | slice | None | type(...)) for part in parts):
-            dx = np.zeros(shape, dtype)
+            dx = np.zeros_like(dy, dtype, "C", shape=shape)
             dx[index] = dy
             return dx
-        dx = np.zeros(shape, np.float32)  # an id may come often: added in float32, rounded once
+        dx = np.zeros_like(dy, np.float32, "C", shape=shape)  # an id may come often: added in float32, rounded once
         np.add.at(dx, index, dy.astype(np.float32, copy=False))
         return dx.astype(dtype, copy=False)
 
@@ -467,8 +467,10 @@ class split:
     @staticmethod
     def backward(ctx: Context, *dys: Any) -> Any:
         shapes, dtype, axis = ctx.saved
+        like = next(dy for dy in dys if dy is not None)
         parts = [
-            np.zeros(s, dtype) if dy is None else dy for dy, s in zip(dys, shapes, strict=True)
+            np.zeros_like(like, dtype, "C", shape=s) if dy is None else dy
+            for dy, s in zip(dys, shapes, strict=True)
         ]
         return np.concatenate(parts, axis=axis)
 
