@@ -11,6 +11,7 @@ import pytest
 import emulated
 import tilewright as tw
 from tilewright.models import GPT, GPTConfig
+from tilewright.training import Checkpoint, Settings, Trainer, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +72,31 @@ def test_a_training_step_has_the_cpus_loss_and_gradients(rng):
     assert abs(moved.item() - loss.item()) < 1e-6
     for (name, a), b in zip(here.named_parameters(), there.parameters(), strict=True):
         np.testing.assert_allclose(b.grad.get(), a.grad, atol=1e-6, err_msg=name)
+
+
+def trainer(device, steps=6):
+    text = np.frombuffer(b"the quick brown fox jumps over the lazy dog. " * 20, np.uint8)
+    settings = Settings(steps=steps, batch=4, learning_rate=1e-2)
+    model = GPT(GPTConfig(context=16, layers=2, heads=2, width=32), seed=0).to(device)
+    return Trainer(model, text, settings)
+
+
+def test_a_run_has_the_cpus_loss_curve():
+    want = [step.loss for step in trainer("cpu").run()]
+    got = [step.loss for step in trainer("emulated").run()]
+    assert want[-1] < want[0] - 0.5
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_a_run_goes_on_with_the_same_bits(tmp_path):
+    whole, begun = trainer("emulated"), trainer("emulated")
+    losses = [step.loss for step in whole.run()]
+    for _ in range(3):
+        begun.advance()
+    save_checkpoint(tmp_path / "checkpoint", begun, {})
+    goes_on = Checkpoint(tmp_path / "checkpoint").trainer(begun.batches.text, None, "emulated")
+    assert [step.loss for step in goes_on.run()] == losses[3:]
+    for (name, a), b in zip(
+        whole.model.named_parameters(), goes_on.model.parameters(), strict=True
+    ):
+        assert a.numpy().tobytes() == b.numpy().tobytes(), name

@@ -26,6 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from tilewright.autograd import unwrap
+from tilewright.device import as_array, moved
 from tilewright.errors import DtypeError, FormatError, ShapeError, UnsupportedError
 from tilewright.quantized import QuantizedArray
 
@@ -237,7 +238,7 @@ def save(
     whatever happens in between, ``path`` is the old file or the new one.
 
     Args:
-        arrays: by name, of any strides.
+        arrays: by name, of any strides; those of a device are copied to the CPU.
         path: of the file; the folder must exist.
         metadata: strings by name, kept in the header.
 
@@ -247,7 +248,7 @@ def save(
         OSError: from the file system; ``path`` is untouched then.
     """
     arrays, metadata = _take_apart(arrays, metadata)
-    values = {name: np.asarray(unwrap(value)) for name, value in arrays.items()}
+    values = {name: moved(as_array(unwrap(value)), None) for name, value in arrays.items()}
     header = _header(values, metadata)
     with _written_aside(_path(path)) as file:
         file.write(len(header).to_bytes(8, "little"))

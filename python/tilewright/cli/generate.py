@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tilewright.cli.device import add_device
 from tilewright.cli.errors import CliError, from_options
 from tilewright.cli.session import MODEL
 from tilewright.training import SEPARATOR
@@ -27,6 +28,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--top-k", type=int, help="choose among the k likeliest")
     parser.add_argument("--top-p", type=float, help="choose among the likeliest that sum to p")
     parser.add_argument("--seed", type=int, default=0, help="of the choices (default 0)")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Stream the text to standard output."""
     if options.tokens < 1:
         raise CliError(f"--tokens must be at least 1, got {options.tokens}")
-    model = load_model(options.model)
+    model = load_model(options.model).to(options.device)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     sys.stdout.write(options.prompt)
     with from_options():

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tilewright.cli.device import add_device
 from tilewright.cli.errors import CliError, from_options
 from tilewright.cli.plot import MISSING, loss_plot
 from tilewright.cli.session import CHECKPOINT, LOG, MODEL, PLOT, Session
@@ -73,6 +74,7 @@ def add_parser(commands: Any) -> None:
     for name, value in _FIXED.items():
         meaning = f"{_MEANING[name]} (default {value})"
         parser.add_argument(f"--{name}", type=type(value), metavar="N", help=meaning)
+    add_device(parser)
     parser.add_argument(
         "--checkpoint-every", type=int, default=250, metavar="STEPS", help="(default 250)"
     )
@@ -170,7 +172,8 @@ def _trainer(options: argparse.Namespace, corpus: Corpus) -> Trainer:
         width=values["width"],
         dropout=values["dropout"],
     )
-    return Trainer(tw.models.GPT(config, seed=values["seed"]), join(corpus.train), settings)
+    model = tw.models.GPT(config, seed=values["seed"]).to(options.device)
+    return Trainer(model, join(corpus.train), settings)
 
 
 def _resume(options: argparse.Namespace) -> tuple[Trainer, Corpus]:
@@ -190,7 +193,7 @@ def _resume(options: argparse.Namespace) -> tuple[Trainer, Corpus]:
     settings = checkpoint.settings
     if budget := _budget(options, steps=0):
         settings = dataclasses.replace(settings, **{"steps": 0, "seconds": 0.0, **budget})
-    trainer = checkpoint.trainer(join(corpus.train), settings)
+    trainer = checkpoint.trainer(join(corpus.train), settings, options.device)
     if trainer.progress >= 1:
         raise CliError(
             f"this run is finished after {trainer.step} steps; more --steps or --minutes extend it"

@@ -71,9 +71,15 @@ class Checkpoint:
             raise FormatError(f"{path}: not a checkpoint of a training run ({error})") from None
         self._config = checked_config(str(path), config, self._under(_MODEL))
 
-    def trainer(self, text: Any, settings: Settings | None = None) -> Trainer:
-        """Return a Trainer that continues on ``text``, by other settings if given."""
-        trainer = Trainer(tw.models.GPT(self._config), text, settings or self.settings)
+    def trainer(
+        self, text: Any, settings: Settings | None = None, device: str = "cpu"
+    ) -> Trainer:
+        """Return a Trainer that continues on ``text``, by other settings if given.
+
+        Its bits are those of a run that never stopped if the device is the same.
+        """
+        model = tw.models.GPT(self._config).to(device)
+        trainer = Trainer(model, text, settings or self.settings)
         try:
             trainer.model.load_state_dict(self._under(_MODEL))
             trainer.optimizer.load_state_dict(self._under(_OPTIMIZER))
