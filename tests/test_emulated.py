@@ -208,3 +208,87 @@ def test_quantized_weights_of_another_memory_are_refused(x, rng):
     w = tw.quantize(rng.standard_normal((40, 24)).astype(F32), axis=1)
     with pytest.raises(tw.DeviceError, match=r"^qmatmul: .* in one memory"):
         tw.qmatmul(x, w)
+
+
+OPTIMIZERS = {
+    "adam": (tw.optim.Adam, {"weight_decay": 0.3, "maximize": True}),
+    "adamw": (tw.optim.AdamW, {"weight_decay": 0.2, "amsgrad": True, "betas": (0.5, 0.6)}),
+    "sgd": (tw.optim.SGD, {"weight_decay": 0.3}),
+    "momentum": (tw.optim.SGD, {"momentum": 0.9, "dampening": 0.4}),
+    "nesterov": (tw.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "rmsprop": (tw.optim.RMSprop, {"alpha": 0.7}),
+    "centered": (tw.optim.RMSprop, {"alpha": 0.7, "centered": True, "momentum": 0.5}),
+}
+
+
+def tensors_of_any_kind(rng):
+    """Around the run of a block, more than a launch takes, in every dtype, with gaps."""
+    sizes = [(4095,), (4096,), (3, 4097), (0, 5), (), *[(7,)] * 60]
+    arrays = [np.asarray(rng.standard_normal(size), F32) for size in sizes]
+    arrays += [rng.standard_normal((5, 9)).astype(t) for t in harness.DTYPES.values()]
+    arrays += [np.asfortranarray(arrays[2]), arrays[0][::-2]]
+    return arrays
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_have_the_bits_of_the_cpu(name, rng):
+    kind, options = OPTIMIZERS[name]
+    arrays = tensors_of_any_kind(rng)
+    here = [tw.Tensor(a.copy(), requires_grad=True) for a in arrays]
+    there = [tw.Tensor(emulated.to_device(a), requires_grad=True) for a in arrays]
+    optimizers = [kind(params, lr=0.1, **options) for params in (here, there)]
+    for _ in range(5):
+        for p, q in zip(here, there, strict=True):
+            p.grad = rng.standard_normal(p.shape).astype(p.dtype)
+            q.grad = emulated.to_device(p.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(here, there, strict=True):
+        assert harness.same_bits(p.data, q.data.get()), p.shape
+        for slot, state in optimizers[0].state[p].items():
+            if slot != "step":
+                assert harness.same_bits(state, optimizers[1].state[q][slot].get()), (slot, p.shape)
+
+
+@pytest.mark.parametrize("p", [2.0, 1.0, np.inf])
+def test_gradients_are_clipped_on_the_device(p, rng):
+    arrays = tensors_of_any_kind(rng)
+    here = [tw.Tensor(a, requires_grad=True) for a in arrays]
+    there = [tw.Tensor(emulated.to_device(a), requires_grad=True) for a in arrays]
+    for x, y in zip(here, there, strict=True):
+        x.grad, y.grad = x.data.copy(), emulated.to_device(x.data)
+    exact = np.concatenate([a.astype(np.float64).ravel() for a in arrays])
+    norm = tw.optim.clip_grad_norm_(there, 0.5, p)
+    assert norm == pytest.approx(np.linalg.norm(exact, p), rel=1e-12)
+    assert tw.optim.clip_grad_norm_(here, 0.5, p) == pytest.approx(norm, rel=1e-12)
+    for x, y in zip(here, there, strict=True):
+        np.testing.assert_array_equal(x.grad, y.grad.get())
+    limit = 2.0**-14  # a number of every dtype
+    tw.optim.clip_grad_value_(there, limit)
+    assert max(abs(y.grad.get()).max(initial=0) for y in there) == limit
+
+
+def test_state_follows_its_parameter_and_is_saved_from_there(rng, tmp_path):
+    start, grads = rng.standard_normal((3, 5)).astype(F32), rng.standard_normal((3, 3, 5), F32)
+    whole, moving = (tw.tensor(start, requires_grad=True) for _ in range(2))
+    optimizers = [tw.optim.AdamW([p], lr=0.1) for p in (whole, moving)]
+    for i, grad in enumerate(grads):
+        if i == 1:
+            moving.data = emulated.to_device(moving.data)
+        whole.grad, moving.grad = grad, grad if i == 0 else emulated.to_device(grad)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert type(optimizers[1].state[moving]["m"]) is emulated.EmulatedArray
+    assert harness.same_bits(whole.data, moving.data.get())
+    tw.save(optimizers[1].state_dict(), tmp_path / "state")
+    again = tw.optim.AdamW([tw.tensor(start, requires_grad=True, device="emulated")])
+    again.load_state_dict(tw.load(tmp_path / "state"))
+    (p,) = again.params
+    assert harness.same_bits(again.state[p]["v"].get(), optimizers[0].state[whole]["v"])
+
+
+def test_gradients_of_another_memory_are_refused(x):
+    p = tw.Tensor(x, requires_grad=True)
+    p.grad = np.ones((5, 40), F32)
+    with pytest.raises(tw.DeviceError, match=r"^sgd_step: grads\[0\] must be in the memory of"):
+        tw.optim.SGD([p]).step()

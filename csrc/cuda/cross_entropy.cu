@@ -120,7 +120,7 @@ __global__ void cross_entropy_forward_kernel(Rows x, Shares shares, Array losses
 __global__ void cross_entropy_sum_kernel(const float* losses, Shares shares, double* sums,
                                          double* divisors, std::int64_t rows) {
   double loss = 0, divisor = 0;
-  for_run(rows, [&](std::int64_t r) {
+  for_run(blockIdx.x, rows, [&](std::int64_t r) {
     loss += losses[r];
     const std::int64_t id = shares.id(r);
     divisor += shares.soft ? 1 : shares.counts(id) ? shares.weight_of(id) : 0;

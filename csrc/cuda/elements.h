@@ -48,4 +48,12 @@ __device__ inline void put_four(void* data, std::int64_t i, DType t, const float
   });
 }
 
+// NaN in either operand gives NaN, which fmaxf and fminf would pass over.
+__device__ inline float larger(float a, float b) {
+  return a > b || a != a ? a : b;
+}
+__device__ inline float smaller(float a, float b) {
+  return a < b || a != a ? a : b;
+}
+
 }  // namespace tilewright::cuda

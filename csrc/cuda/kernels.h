@@ -1,6 +1,6 @@
 // The CUDA side of the front doors: one function for each op descriptor, called once its checks are
 // done, with views of a GPU's memory. Each launches on the calling thread's stream (gpu/stream.h) and
-// returns without waiting.
+// returns without waiting, but for the one that returns a number.
 #pragma once
 #include "tilewright/kvcache.h"
 #include "tilewright/ops.h"
@@ -57,6 +57,13 @@ void dequantize(const Dequantize& op);
 // mse.cu
 void mse_forward(const MseForward& op);
 void mse_backward(const MseBackward& op);
+
+// optim.cu: sum_squares waits until the sum is there
+void adam_step(const Adam& op);
+void sgd_step(const Sgd& op);
+void rmsprop_step(const Rmsprop& op);
+void scale_tensors(const ScaleTensors& op);
+double sum_squares(const SumSquares& op);
 
 // rope.cu
 void rope(const Rope& op);

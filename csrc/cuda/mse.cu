@@ -31,7 +31,7 @@ __global__ void mse_squares_kernel(Array x, Array y, Array loss, std::int64_t n)
 template <class Element>
 __global__ void mse_sum_kernel(Array x, Array y, double* sums, std::int64_t n) {
   double sum = 0;
-  for_run(n, [&](std::int64_t i) {
+  for_run(blockIdx.x, n, [&](std::int64_t i) {
     const float d = difference<Element>(x, y, i);
     sum += static_cast<double>(d * d);
   });

@@ -29,10 +29,10 @@ __device__ inline double block_sum(double x, int place = 0) {
   return sum;
 }
 
-// f(i) for this thread's elements of the block's run.
+// f(i) for this thread's elements of a run.
 template <class F>
-__device__ inline void for_run(std::int64_t n, const F& f) {
-  const std::int64_t start = std::int64_t(blockIdx.x) * kRun, end = min(n, start + kRun);
+__device__ inline void for_run(std::int64_t run, std::int64_t n, const F& f) {
+  const std::int64_t start = run * kRun, end = min(n, start + kRun);
   for (std::int64_t i = start + threadIdx.x; i < end; i += kEachBlock) f(i);
 }
 

@@ -16,7 +16,7 @@ constexpr const char* kLevel = "cuda";
 #endif
 
 // The caller's current stream: the binding sets it before each call. Launches of one thread are in
-// its order, and nothing here waits for them.
+// its order, and nothing but read_number waits for them.
 inline thread_local void* t_stream = nullptr;
 inline Stream current_stream() {
   return static_cast<Stream>(t_stream);
@@ -63,5 +63,20 @@ class Workspace {
   Stream stream_;
   void* data_;
 };
+
+// A number of the device, once the stream has come to it: the only thing here that waits.
+template <class T>
+T read_number(const T* from) {
+#ifdef TILEWRIGHT_EMULATE
+  return *from;
+#else
+  T number;
+  const Stream stream = current_stream();
+  cudaError_t code = cudaMemcpyAsync(&number, from, sizeof(T), cudaMemcpyDeviceToHost, stream);
+  if (code == cudaSuccess) code = cudaStreamSynchronize(stream);
+  if (code == cudaSuccess) return number;
+  throw DeviceError(std::string("no number came from the GPU: ") + cudaGetErrorString(code));
+#endif
+}
 
 }  // namespace tilewright::gpu

@@ -1,4 +1,4 @@
-"""Adam and AdamW: csrc/ops/optim.cc (rule) · csrc/simd/optim.cc (kernel)."""
+"""Adam and AdamW: csrc/ops/optim.cc (rule) · csrc/simd/optim.cc, csrc/cuda/optim.cu."""
 
 from __future__ import annotations
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from tilewright import _core
 from tilewright.autograd import Tensor
+from tilewright.device import Device, device_of, running_on
 
 
 def clip_grad_norm_(
@@ -26,7 +28,8 @@ def clip_grad_norm_(
         error_if_nonfinite: raise where the norm is NaN or infinite.
 
     Returns:
-        The norm before; where it is not finite, so are the gradients after.
+        The norm before; where it is not finite, so are the gradients after. This waits for the
+        device of gradients that are on one.
 
     Raises:
         RuntimeError: the norm is not finite, and ``error_if_nonfinite``.
@@ -37,7 +40,9 @@ def clip_grad_norm_(
         raise RuntimeError(f"clip_grad_norm_: the {norm_type}-norm of the gradients is {norm}")
     scale = max_norm / (norm + 1e-6)
     if not scale >= 1.0:
-        _core.scale_tensors(grads, scale)
+        for device, some in _by_device(grads).items():
+            with running_on(device):
+                _core.scale_tensors(some, scale)
     return norm
 
 
@@ -46,21 +51,32 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     if not clip_value >= 0.0:
         raise ValueError(f"clip_grad_value_: clip_value must be at least 0, got {clip_value}")
     for grad in _gradients(parameters):
-        limit = np.asarray(clip_value, grad.dtype)
+        limit = grad.dtype.type(clip_value)
         np.minimum(np.maximum(grad, -limit, out=grad), limit, out=grad)
 
 
-def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[np.ndarray]:
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Any]:
     given = [parameters] if isinstance(parameters, Tensor) else parameters
     return [p.grad for p in given if p.grad is not None]
 
 
-def _norm(grads: list[np.ndarray], p: float) -> float:
+def _by_device(grads: list[Any]) -> dict[Device | None, list[Any]]:
+    found: dict[Device | None, list[Any]] = {}
+    for grad in grads:
+        found.setdefault(device_of(grad), []).append(grad)
+    return found
+
+
+def _norm(grads: list[Any], p: float) -> float:
     if p == 2.0:
-        return math.sqrt(_core.sum_squares(grads))
+        total = 0.0
+        for device, some in _by_device(grads).items():
+            with running_on(device):
+                total += _core.sum_squares(some)
+        return math.sqrt(total)
     sizes = [np.abs(g.astype(np.float64)) for g in grads if g.size]
     if p == math.inf:
-        return float(np.max([size.max() for size in sizes], initial=0.0))
+        return float(np.max([float(size.max()) for size in sizes], initial=0.0))
     if not p > 0.0:
         raise ValueError(f"clip_grad_norm_: norm_type must be above 0, got {p}")
-    return float(sum((size**p).sum() for size in sizes) ** (1.0 / p))
+    return float(sum(float((size**p).sum()) for size in sizes) ** (1.0 / p))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.autograd import Tensor
-from tilewright.device import Device, device_of, running_on
+from tilewright.device import Device, as_array, device_of, moved, running_on
 from tilewright.errors import FormatError, ShapeError
 
 _SIZE = "size"  # of a group: saved in place of its parameters
@@ -25,7 +25,8 @@ class Optimizer:
         param_groups: dicts of the options and ``"params"``, a list of Tensors. An option may be
             changed between steps.
         state: for each parameter, ``{"step": its steps so far, name: float32 array, ...}``. A
-            parameter without a gradient takes no step.
+            parameter without a gradient takes no step. The arrays are where the parameter is, and
+            follow it in its next step.
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -127,11 +128,14 @@ class Optimizer:
             alike: dict[tuple[int, bool, Device | None], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
+                    state, device = self.state[p], device_of(p.data)
                     missing = self._missing(p, group)
-                    self.state[p].update(missing)
-                    step = self.state[p]["step"] + 1
+                    state.update(missing)
+                    for slot in self._slots(group):
+                        state[slot] = moved(state[slot], device)
+                    step = state["step"] + 1
                     fresh = step == 1 or bool(missing)
-                    alike.setdefault((step, fresh, device_of(p.data)), []).append(p)
+                    alike.setdefault((step, fresh, device), []).append(p)
             for (step, fresh, device), params in alike.items():
                 states = [self.state[p] for p in params]
                 slots = {slot: [s[slot] for s in states] for slot in self._slots(group)}
@@ -182,7 +186,7 @@ class Optimizer:
             ShapeError: naming the array that does not fit.
         """
         own = self.state_dict()
-        arrays = {name: np.asarray(array) for name, array in state.items()}
+        arrays = {name: as_array(array) for name, array in state.items()}
         odd = sorted(set(arrays) ^ set(own))
         if odd:
             raise FormatError(
@@ -210,7 +214,8 @@ class Optimizer:
             mine = self.state[p]
             for slot in mine:
                 if slot != "step":
-                    np.copyto(mine[slot], arrays[f"{slot}.{i}"])
+                    array = arrays[f"{slot}.{i}"]
+                    np.copyto(mine[slot], moved(array, device_of(mine[slot])))
             mine["step"] = int(arrays["steps"][i])
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""SGD: csrc/ops/optim.cc (rule) · csrc/simd/optim.cc (kernel)."""
+"""SGD: csrc/ops/optim.cc (rule) · csrc/simd/optim.cc, csrc/cuda/optim.cu."""
 
 from __future__ import annotations
 
