@@ -29,7 +29,7 @@ KERNELS = {
     *("layernorm", "rmsnorm"),
     *("dropout", "rope", "embedding", "mse", "cross_entropy"),
     *("softmax", "log_softmax"),
-    *("matmul", "int8_matmul"),
+    *("matmul", "int8_matmul", "qmatmul", "quantize", "dequantize"),
 }  # fmt: skip
 
 
@@ -202,19 +202,32 @@ def to_device(x):
     return EmulatedArray(view)
 
 
+def _is_there(value):
+    """Whether this is on the device, the parts of a QuantizedArray included."""
+    from tilewright import QuantizedArray
+
+    return type(value.data if type(value) is QuantizedArray else value) is EmulatedArray
+
+
 def _moved(value):
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return to_device(value)
-    if type(value) is tuple:
-        return tuple(_moved(v) for v in value)
-    return value
+    return _each(_moved, value)
 
 
 def _returned(value):
-    if type(value) is EmulatedArray:
-        return value.get()
+    return value.get() if type(value) is EmulatedArray else _each(_returned, value)
+
+
+def _each(f, value):
+    """The same with f of the parts of a tuple or a QuantizedArray; what has no parts as it is."""
+    from tilewright import QuantizedArray
+
     if type(value) is tuple:
-        return tuple(_returned(v) for v in value)
+        return tuple(f(v) for v in value)
+    if type(value) is QuantizedArray:
+        options = {n: getattr(value, n) for n in ("shape", "axis", "along", "bits", "group_size")}
+        return QuantizedArray.of(f(value.data), f(value.scale), f(value.offset), **options)
     return value
 
 
@@ -232,6 +245,16 @@ def left_alone():
         _left_alone = False
 
 
+def _write(out, moved):
+    """What the device wrote to a moved ``out``, into ``out`` itself."""
+    if isinstance(out, np.ndarray):
+        out[...] = moved.get()
+    else:
+        for part in ("data", "scale", "offset"):
+            if getattr(out, part) is not None:
+                _write(getattr(out, part), getattr(moved, part))
+
+
 def wrap_ops():
     """Let each op's forward and backward run on the device, for NumPy arrays in and out."""
     from tilewright.device import register, running_on
@@ -242,7 +265,7 @@ def wrap_ops():
         del OPS[name]
 
     def forward(inner, *args, **kwargs):
-        if _left_alone or any(type(v) is EmulatedArray for v in (*args, *kwargs.values())):
+        if _left_alone or any(_is_there(v) for v in (*args, *kwargs.values())):
             return inner(*args, **kwargs)
         ctx, args = args[0], args[1:]
         out = kwargs.get("out")
@@ -254,7 +277,7 @@ def wrap_ops():
         for r in result if type(result) is tuple else (result,):
             for m, o in given:
                 if r is m:
-                    o[...] = m.get()
+                    _write(o, m)
                     r = o
                     break
             results.append(_returned(r))

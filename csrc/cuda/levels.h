@@ -1,16 +1,9 @@
 // The integers of symmetric and offset quantization, with the bits of the CPU (csrc/simd/quantize.cc):
 // IEEE division, rounding to the nearest even, NaN stays NaN in a scale.
 #pragma once
-#include "cuda/gpu/gpu.h"
+#include "cuda/elements.h"
 
 namespace tilewright::cuda {
-
-__device__ inline float larger(float a, float b) {
-  return a > b || a != a ? a : b;
-}
-__device__ inline float smaller(float a, float b) {
-  return a < b || a != a ? a : b;
-}
 
 __device__ inline float scale_of(float range, float levels) {
   const float scale = range / levels;

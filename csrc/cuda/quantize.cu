@@ -6,7 +6,8 @@
 //
 // Elements that share a scale are a line: all, those of one index of `axis`, a group of neighbours
 // along `along` for each of these. Three launches: blocks fold parts of lines, a thread for each
-// line folds those and finds its scale, then a thread for each element rounds it.
+// line folds those and finds its scale, then a thread for each byte rounds its element, or with 4
+// bits its two neighbours along `along`, the first one in the lower nibble.
 //
 // Parameter      bounded by
 // kThreads       a part's reduction: 8 warps meet once
@@ -39,20 +40,29 @@ struct Lines {
   const void* x_data = nullptr;
   std::uint8_t* q_data = nullptr;
   bool q_signed = true;
-  int axis = -1, along = -1;
+  int axis = -1, along = -1, pairs = -1;  // the axis of scales, of groups, and of pairs of 4 bits
   std::int64_t group = 1, groups = 1;
   std::int64_t lines = 1, in_line = 1;  // elements of a whole line
 
-  // Where element i, in row-major order, lies in both, and the line it belongs to.
+  __device__ int in_byte() const { return pairs < 0 ? 1 : 2; }
+  // Where element `which` of byte i, in row-major order, lies in both, and the line it belongs to;
+  // not inside where an odd number of elements leaves half a byte.
   struct Element {
     std::int64_t x, q, channel, group;
+    bool inside;
   };
-  __device__ Element element(std::int64_t i) const {
-    Element e{0, 0, 0, 0};
+  __device__ Element element(std::int64_t i, int which) const {
+    Element e{0, 0, 0, 0, true};
     for (int d = rank - 1; d >= 0; --d) {
-      const std::int64_t at = i % shape[d];
-      i /= shape[d];
-      e.x += at * x[d], e.q += at * q[d];
+      const std::int64_t extent = d == pairs ? (shape[d] + 1) / 2 : shape[d];
+      std::int64_t at = i % extent;
+      i /= extent;
+      e.q += at * q[d];
+      if (d == pairs) {
+        at = 2 * at + which;
+        e.inside = at < shape[d];
+      }
+      e.x += at * x[d];
       if (d == axis) e.channel = at;
       if (d == along) e.group = at / group;
     }
@@ -87,8 +97,9 @@ struct Numbers {
   }
 };
 
-Lines lines_of(const View& x, const View& q, int axis, int along, std::int64_t group) {
+Lines lines_of(const View& x, const View& q, int axis, int along, std::int64_t group, int bits) {
   Lines l;
+  if (bits == 4) l.pairs = along;
   l.rank = x.rank;
   l.x_dtype = x.dtype, l.x_data = x.data;
   l.q_data = q.ptr<std::uint8_t>(), l.q_signed = q.dtype == DType::s8;
@@ -169,27 +180,40 @@ __global__ void scale_kernel(const Range* found, std::int64_t lines, std::int64_
   if (offset.data) offset.at(channel, group) = all.low;
 }
 
-__global__ void quantize_kernel(const __grid_constant__ Lines l, std::int64_t size, float low,
+__global__ void quantize_kernel(const __grid_constant__ Lines l, std::int64_t bytes, float low,
                                 float high, Numbers scale, Numbers offset) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= size) return;
-  const Lines::Element e = l.element(i);
-  float x = get_float(l.x_data, e.x, l.x_dtype);
-  if (offset.data) x = x - offset.at(e.channel, e.group);
-  const int q = round_to_level(x, scale.at(e.channel, e.group), low, high);
-  l.q_data[e.q] = static_cast<std::uint8_t>(q);
+  if (i >= bytes) return;
+  int byte = 0;
+  std::int64_t to = 0;
+  for (int which = 0; which < l.in_byte(); ++which) {
+    const Lines::Element e = l.element(i, which);
+    if (!e.inside) break;
+    float x = get_float(l.x_data, e.x, l.x_dtype);
+    if (offset.data) x = x - offset.at(e.channel, e.group);
+    const int q = round_to_level(x, scale.at(e.channel, e.group), low, high);
+    byte |= l.in_byte() == 1 ? q : (q & 15) << 4 * which;
+    to = e.q;
+  }
+  l.q_data[to] = static_cast<std::uint8_t>(byte);
 }
 
-__global__ void dequantize_kernel(const __grid_constant__ Lines l, std::int64_t size, Numbers scale,
-                                  Numbers offset) {
+__global__ void dequantize_kernel(const __grid_constant__ Lines l, std::int64_t bytes,
+                                  Numbers scale, Numbers offset) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= size) return;
-  const Lines::Element e = l.element(i);
-  const std::uint8_t byte = l.q_data[e.q];
-  const float q = static_cast<float>(l.q_signed ? static_cast<std::int8_t>(byte) : byte);
-  const float s = scale.at(e.channel, e.group);
-  const float y = offset.data ? fmaf(s, q, offset.at(e.channel, e.group)) : s * q;
-  put_float(const_cast<void*>(l.x_data), e.x, l.x_dtype, y);
+  if (i >= bytes) return;
+  for (int which = 0; which < l.in_byte(); ++which) {
+    const Lines::Element e = l.element(i, which);
+    if (!e.inside) break;
+    const std::uint8_t byte = l.q_data[e.q];
+    int q = l.q_signed ? static_cast<std::int8_t>(byte) : byte;
+    if (l.in_byte() == 2) {
+      q = which == 1 ? q >> 4 : l.q_signed ? static_cast<std::int8_t>(byte << 4) >> 4 : byte & 15;
+    }
+    const float s = scale.at(e.channel, e.group), value = static_cast<float>(q);
+    const float y = offset.data ? fmaf(s, value, offset.at(e.channel, e.group)) : s * value;
+    put_float(const_cast<void*>(l.x_data), e.x, l.x_dtype, y);
+  }
 }
 
 // A block for each row of x (rows, K).
@@ -211,14 +235,14 @@ __global__ void quantize_rows_kernel(const __grid_constant__ Rows x, std::int64_
 }  // namespace
 
 void quantize(const Quantize& op) {
-  const Lines l = lines_of(op.x, op.data, op.axis, op.along, op.group);
+  const Lines l = lines_of(op.x, op.data, op.axis, op.along, op.group, op.bits);
   if (l.lines == 0) return;
   const bool symmetric = !op.offset;
   const float top = static_cast<float>((1 << (op.bits - (symmetric ? 1 : 0))) - 1);
-  const std::int64_t size = op.x.size();
+  const std::int64_t bytes = op.data.size();
   const std::int64_t parts =
       std::clamp<std::int64_t>(std::min(l.in_line / kInPart, kMostParts / l.lines), 1, kMostParts);
-  const float start = symmetric || size == 0 ? 0.0f : INFINITY;
+  const float start = symmetric || bytes == 0 ? 0.0f : INFINITY;
   const gpu::Workspace found(static_cast<std::size_t>(l.lines * parts) * sizeof(Range));
   const Numbers scale = numbers_of(op.scale, l), offset = numbers_of(op.offset, l);
   gpu::launch("quantize_fold", fold_kernel, dim3(static_cast<unsigned>(l.lines * parts)),
@@ -227,17 +251,17 @@ void quantize(const Quantize& op) {
   gpu::launch("quantize_scale", scale_kernel, dim3(blocks_for(l.lines, kThreads)), dim3(kThreads),
               0, gpu::current_stream(), found.as<Range>(), l.lines, l.groups, parts, top, scale,
               offset);
-  if (size == 0) return;
-  gpu::launch("quantize", quantize_kernel, dim3(blocks_for(size, kThreads)), dim3(kThreads), 0,
-              gpu::current_stream(), l, size, symmetric ? -top : 0.0f, top, scale, offset);
+  if (bytes == 0) return;
+  gpu::launch("quantize", quantize_kernel, dim3(blocks_for(bytes, kThreads)), dim3(kThreads), 0,
+              gpu::current_stream(), l, bytes, symmetric ? -top : 0.0f, top, scale, offset);
 }
 
 void dequantize(const Dequantize& op) {
-  const Lines l = lines_of(op.out, op.data, op.axis, op.along, op.group);
-  const std::int64_t size = op.out.size();
-  if (size == 0) return;
-  gpu::launch("dequantize", dequantize_kernel, dim3(blocks_for(size, kThreads)), dim3(kThreads), 0,
-              gpu::current_stream(), l, size, numbers_of(op.scale, l), numbers_of(op.offset, l));
+  const Lines l = lines_of(op.out, op.data, op.axis, op.along, op.group, op.bits);
+  const std::int64_t bytes = op.data.size();
+  if (bytes == 0) return;
+  gpu::launch("dequantize", dequantize_kernel, dim3(blocks_for(bytes, kThreads)), dim3(kThreads), 0,
+              gpu::current_stream(), l, bytes, numbers_of(op.scale, l), numbers_of(op.offset, l));
 }
 
 void quantize_rows(const View& x, std::int8_t* data, float* scale) {

@@ -103,11 +103,6 @@ struct Parts {
   }
 };
 
-// The CUDA kernels write an element a byte.
-void refuse_nibbles(const Check& check, int bits) {
-  if (bits == 4) check.unsupported("bits must be 8 where the arrays are in a GPU's memory, got 4");
-}
-
 }  // namespace
 
 void run(const Quantize& op) {
@@ -128,7 +123,7 @@ void run(const Quantize& op) {
   const KernelTable& table = kernels();
   const Trace trace("quantize", level_of(op.x, table.isa), [&] { return format_shape(op.x); });
   if constexpr (kHasGpu) {
-    if (on_gpu(op.x)) return refuse_nibbles(check, op.bits), cuda::quantize(op);
+    if (on_gpu(op.x)) return cuda::quantize(op);
   }
   parts.for_each(op.x, op.data, op.scale, op.offset, [&](const View& x, const cpu::Integers& q) {
     cpu::quantize(x, q, table.quantize);
@@ -157,7 +152,7 @@ void run(const Dequantize& op) {
   const Trace trace("dequantize", level_of(op.data, table.isa),
                     [&] { return format_shape(op.out); });
   if constexpr (kHasGpu) {
-    if (on_gpu(op.data)) return refuse_nibbles(check, op.bits), cuda::dequantize(op);
+    if (on_gpu(op.data)) return cuda::dequantize(op);
   }
   parts.for_each(
       op.out, op.data, op.scale, op.offset,

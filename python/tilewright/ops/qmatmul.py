@@ -104,7 +104,7 @@ class qmatmul:
         y = _core.empty_like(z)
         _core.activation_forward(z, y, activation)
         if residual is not None:  # NumPy adds it, once the kernel has taken it: with K = 0
-            nothing = np.empty((*rows, 0), np.float32), None, None, _no_weights(qb.shape[1])
+            nothing = _core.empty((*rows, 0), np.float32), None, None, _no_weights(qb.shape[1])
             _core.qmatmul(*nothing, None, None, residual, True, None)
             np.add(y, residual, out=y, dtype=np.float32)
         return y.astype(_core.result_dtype(left), copy=False)  # float32 for a quantized a
@@ -231,7 +231,7 @@ def _left_hand_side(a: QuantizedArray, floats: bool) -> tuple[Any, Any, Any]:
 
 def _no_weights(columns: int) -> tuple[Any, ...]:
     """Return a right-hand side of K = 0, as the kernels take it."""
-    q = QuantizedArray(np.empty((0, columns), np.int8), np.ones((), np.float32))
+    q = QuantizedArray(_core.empty((0, columns), np.int8), _core.empty((), np.float32))
     return right_hand_side("qmatmul", "qb", q)
 
 
