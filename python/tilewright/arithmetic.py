@@ -445,7 +445,9 @@ class getitem:
             dx = np.zeros_like(dy, dtype, "C", shape=shape)
             dx[index] = dy
             return dx
-        dx = np.zeros_like(dy, np.float32, "C", shape=shape)  # an id may come often: added in float32, rounded once
+        dx = np.zeros_like(
+            dy, np.float32, "C", shape=shape
+        )  # an id may come often: added in float32, rounded once
         np.add.at(dx, index, dy.astype(np.float32, copy=False))
         return dx.astype(dtype, copy=False)
 

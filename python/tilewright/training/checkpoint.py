@@ -71,9 +71,7 @@ class Checkpoint:
             raise FormatError(f"{path}: not a checkpoint of a training run ({error})") from None
         self._config = checked_config(str(path), config, self._under(_MODEL))
 
-    def trainer(
-        self, text: Any, settings: Settings | None = None, device: str = "cpu"
-    ) -> Trainer:
+    def trainer(self, text: Any, settings: Settings | None = None, device: str = "cpu") -> Trainer:
         """Return a Trainer that continues on ``text``, by other settings if given.
 
         Its bits are those of a run that never stopped if the device is the same.
