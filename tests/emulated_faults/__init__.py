@@ -5,7 +5,7 @@ A kernel's author adds a row to the kernel's family for each mistake that its te
 
 from __future__ import annotations
 
-from emulated_faults import softmax
+from emulated_faults import elementwise, optim, quantize, rows, softmax
 
-FAMILIES = (softmax,)
+FAMILIES = (softmax, rows, elementwise, optim, quantize)
 FAULTS = [fault for family in FAMILIES for fault in family.FAULTS]
