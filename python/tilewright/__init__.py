@@ -1,5 +1,6 @@
 """tilewright: hand-written kernels for NumPy arrays, and a thin layer that trains with them."""
 
+from tilewright import _extension as _extension  # before anything that needs _core
 from tilewright import arithmetic as arithmetic
 from tilewright import models, nn, optim, random
 from tilewright._core import build_info as _build_info

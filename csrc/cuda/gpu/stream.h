@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/gpu/current.h"
 #include "cuda/gpu/gpu.h"
 #include "tilewright/errors.h"
 
@@ -15,9 +16,7 @@ constexpr const char* kLevel = "emulated";  // what tw.explain and tw.stats call
 constexpr const char* kLevel = "cuda";
 #endif
 
-// The caller's current stream: the binding sets it before each call. Launches of one thread are in
-// its order, and nothing but read_number waits for them.
-inline thread_local void* t_stream = nullptr;
+// Launches of one thread are in the order of this stream, and nothing but read_number waits for them.
 inline Stream current_stream() {
   return static_cast<Stream>(t_stream);
 }

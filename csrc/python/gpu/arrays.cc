@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cuda/gpu/stream.h"
+#include "cuda/gpu/current.h"
 #include "python/arrays.h"
 #ifdef TILEWRIGHT_EMULATE
 #include "python/gpu/emulator.h"
