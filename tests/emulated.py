@@ -11,7 +11,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,13 @@ class EmulatedArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __init__(self, host):
         self.host = host
 
+    def kin(self, host):
+        """Return an array of this kind, where this one is, over device memory."""
+        return EmulatedArray(host)
+
+    def _back(self, value, out=None):
+        return _back(self.kin, value, out)
+
     @property
     def __cuda_array_interface__(self):
         h = self.host
@@ -85,21 +92,23 @@ class EmulatedArray(np.lib.mixins.NDArrayOperatorsMixin):
         raise TypeError("an array of the emulated device becomes NumPy's only by .get()")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        return _back(getattr(ufunc, method)(*_over(inputs), **_over(kwargs)), kwargs.get("out"))
+        return self._back(
+            getattr(ufunc, method)(*_over(inputs), **_over(kwargs)), kwargs.get("out")
+        )
 
     def __array_function__(self, func, types, args, kwargs):
-        return _back(func(*_over(args), **_over(kwargs)), kwargs.get("out"))
+        return self._back(func(*_over(args), **_over(kwargs)), kwargs.get("out"))
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self.host, name)
         if not callable(value):
-            return _back(value)
-        return lambda *args, **kwargs: _back(value(*_over(args), **_over(kwargs)))
+            return self._back(value)
+        return lambda *args, **kwargs: self._back(value(*_over(args), **_over(kwargs)))
 
     def __getitem__(self, index):
-        return _back(self.host[_over(index)])
+        return self._back(self.host[_over(index)])
 
     def __setitem__(self, index, value):
         if isinstance(value, np.ndarray) and value.ndim:
@@ -124,7 +133,7 @@ class EmulatedArray(np.lib.mixins.NDArrayOperatorsMixin):
 
 def _over(value):
     """The ndarrays of what a NumPy function is given."""
-    if type(value) is EmulatedArray:
+    if isinstance(value, EmulatedArray):
         return value.host
     if type(value) in (tuple, list):
         return type(value)(_over(v) for v in value)
@@ -133,16 +142,16 @@ def _over(value):
     return value
 
 
-def _back(value, out=None):
+def _back(kin, value, out=None):
     """What a NumPy function returned, on the device; ``out`` where it was given."""
     if out is not None:
         return out[0] if type(out) is tuple and len(out) == 1 else out
     if isinstance(value, np.ndarray):
-        return EmulatedArray(value) if _is_device_memory(value) else to_device(value)
+        return kin(value if _is_device_memory(value) else to_device(value).host)
     if isinstance(value, np.generic):
-        return to_device(np.asarray(value))
+        return kin(to_device(np.asarray(value)).host)
     if type(value) in (tuple, list) and any(isinstance(v, np.ndarray) for v in value):
-        return type(value)(_back(v) for v in value)
+        return type(value)(_back(kin, v) for v in value)
     return value
 
 
@@ -156,6 +165,15 @@ class EmulatedDevice:
     """Makes arrays; see ``tilewright.device.Device``."""
 
     name = "emulated"
+
+    def at(self, x):
+        return self
+
+    def called(self, name):
+        return self if name == self.name else None
+
+    def current(self):
+        return nullcontext()
 
     def empty(self, shape, dtype):
         dtype = np.dtype(dtype)

@@ -69,7 +69,7 @@ def test_without_a_command_it_reports(capsys):
     assert main([]) == 0
     report = capsys.readouterr().out
     assert tw.__version__ in report
-    assert "CPU-only build" in report
+    assert "GPU        not used: this build has no CUDA; to build it: TILEWRIGHT_CUDA=ON" in report
     assert f"threads    {tw.get_num_threads()}: " in report
     for level in tw.isas():
         assert level.name in report

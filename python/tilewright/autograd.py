@@ -194,6 +194,9 @@ class _Arrays:
             array = value
         elif is_foreign(value):
             array = array_over(value, f"{self.name}: {argument}")
+            device = device_of(array)
+            if device is None:
+                self.host = self.host or argument
             self.importer = self.importer or importer_of(value)
         else:
             return value
@@ -225,7 +228,9 @@ class _Arrays:
             if array is result:
                 return value
         if device_of(result) is not None:
-            return Tensor(result) if self.tensors else result
+            if self.tensors:
+                return Tensor(result)
+            return result if self.importer is None else self.importer(result)
         if not isinstance(result, _ARRAYS):  # a QuantizedArray is its own kind
             return result
         if self.tensors:

@@ -7,8 +7,7 @@ has a ``Device``, found by the array's type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +17,18 @@ from tilewright.errors import DeviceError
 
 
 class Device(Protocol):
-    """Makes arrays of one kind. ``name`` is what users call it: "cuda"."""
+    """Makes arrays of one kind in one memory. ``name`` is what users call it: "cuda"."""
 
     name: str
+
+    def at(self, x: Any) -> Device:
+        """Return the device of this kind that an array of it is on: one of several GPUs."""
+
+    def called(self, name: str) -> Device | None:
+        """Return the device of this kind with this name, such as "cuda:1", or None."""
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Make it the one that launches and allocations go to, inside a block."""
 
     def empty(self, shape: Any, dtype: Any) -> Any:
         """Return a fresh C-contiguous array."""
@@ -39,7 +47,7 @@ class Device(Protocol):
 
 
 _gpu: Any = _core  # has the two functions below where it was built with CUDA
-_DEVICES: dict[type, Device] = {}  # by the type of their arrays
+_DEVICES: dict[type, Device] = {}  # one of each kind, by the type of their arrays
 
 
 def register(kind: type, device: Device) -> None:
@@ -48,8 +56,20 @@ def register(kind: type, device: Device) -> None:
 
 
 def device_of(value: Any) -> Device | None:
-    """Return the device whose arrays are of this type, or None."""
-    return _DEVICES.get(type(value))
+    """Return the device that an array is on, or None: the CPU, or no array."""
+    kind = type(value)
+    if kind is np.ndarray:
+        return None
+    known = _DEVICES.get(kind)
+    if known is None and _is_cupy(kind):
+        from tilewright import cuda
+
+        known = cuda.connect()
+    return known and known.at(value)
+
+
+def _is_cupy(kind: type) -> bool:
+    return kind.__name__ == "ndarray" and kind.__module__.partition(".")[0] == "cupy"
 
 
 def named(op: str, name: Any) -> Device | None:
@@ -60,12 +80,18 @@ def named(op: str, name: Any) -> Device | None:
     """
     if name in (None, "cpu"):
         return None
-    for device in _DEVICES.values():
-        if device.name == name:
-            return device
+    try:
+        if str(name).partition(":")[0] == "cuda":
+            from tilewright import cuda
+
+            cuda.connect()  # or says what is missing
+        for device in _DEVICES.values():
+            if (found := device.called(name)) is not None:
+                return found
+    except DeviceError as error:
+        raise DeviceError(f"{op}: {error}") from None
     known = " or ".join(repr(n) for n in ("cpu", *(d.name for d in _DEVICES.values())))
-    why = "" if _DEVICES else ", because this build has no CUDA"
-    raise DeviceError(f"{op}: device must be {known}{why}, got {name!r}")
+    raise DeviceError(f"{op}: device must be {known}, got {name!r}")
 
 
 def is_device_name(target: Any) -> bool:
@@ -78,7 +104,7 @@ def is_device_name(target: Any) -> bool:
 
 def is_array(value: Any) -> bool:
     """Whether this is an array, of NumPy or of a device."""
-    return isinstance(value, np.ndarray) or type(value) in _DEVICES
+    return isinstance(value, np.ndarray) or device_of(value) is not None
 
 
 def as_array(value: Any) -> Any:
@@ -100,14 +126,23 @@ def empty(shape: Any, dtype: Any, device: Device | None) -> Any:
     return np.empty(shape, dtype) if device is None else device.empty(shape, dtype)
 
 
-@contextmanager
-def running_on(device: Device | None) -> Iterator[None]:
+def running_on(device: Device | None) -> AbstractContextManager[Any]:
     """Run the calls inside the block on a device: results are its arrays. None changes nothing."""
-    if device is None:
-        yield
-        return
-    before = _gpu.enter_gpu(device, device.stream())
-    try:
-        yield
-    finally:
-        _gpu.leave_gpu(before)
+    return _NOTHING if device is None else _Running(device)
+
+
+_NOTHING = nullcontext()
+
+
+class _Running:
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def __enter__(self) -> None:
+        self.current = self.device.current()
+        self.current.__enter__()
+        self.before = _gpu.enter_gpu(self.device, self.device.stream())
+
+    def __exit__(self, *failed: Any) -> None:
+        _gpu.leave_gpu(self.before)
+        self.current.__exit__(*failed)

@@ -23,6 +23,7 @@ PLAIN = frozenset(
 )
 
 _VERSION = (1, 0)  # of the DLPack ABI that we write; every 1.x is read
+_CUDA = 2
 _HOST = {1: "the CPU", 3: "memory pinned for CUDA", 11: "memory pinned for ROCm"}
 _DEVICES = {**_HOST, 2: "CUDA", 7: "Vulkan", 8: "Metal", 10: "ROCm", 13: "managed by CUDA"}
 
@@ -34,15 +35,21 @@ def is_foreign(value: Any) -> bool:
 
 
 def array_over(value: Any, what: str) -> Any:
-    """Return a NumPy array over the memory of a foreign array; ``what`` starts the messages.
+    """Return a NumPy array over the memory of a foreign array, or CuPy's over that of a GPU.
+
+    Args:
+        value: the foreign array.
+        what: starts the messages.
 
     Raises:
-        DeviceError: the memory is not the CPU's.
+        DeviceError: the memory is another device's, or what a GPU needs is missing.
         DtypeError: a dtype that NumPy does not have.
         UnsupportedError: its library refuses to export it, and says why.
     """
     try:
         device, index = value.__dlpack_device__()
+        if device == _CUDA:
+            return _over_cuda(value)
         if device not in _HOST:
             name = _DEVICES.get(device, f"DLPack device type {int(device)}")
             raise DeviceError(f"{what} must be in the CPU's memory, got {name} (device {index})")
@@ -58,6 +65,14 @@ def array_over(value: Any, what: str) -> Any:
             f"{what} must be an array that its library exports, got a {kind}: {refused}"
         ) from refused
     return _core.from_dlpack(capsule, what)
+
+
+def _over_cuda(value: Any) -> Any:
+    """CuPy's array over the memory of a foreign one. CuPy keeps DLPack's rules of streams."""
+    from tilewright import cuda
+
+    cuda.connect()
+    return sys.modules["cupy"].from_dlpack(value)
 
 
 def capsule_of(

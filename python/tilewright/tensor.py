@@ -103,9 +103,13 @@ class Operators:
         return self.data.copy() if copy else self.data
 
     def __dlpack__(self, **options: Any) -> Any:
+        if device_of(self.data) is not None:
+            return self.data.__dlpack__(**options)
         return capsule_of(self.data, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
+        if device_of(self.data) is not None:
+            return self.data.__dlpack_device__()
         return 1, 0
 
     def item(self) -> Any:

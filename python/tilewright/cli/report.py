@@ -33,7 +33,7 @@ def lines() -> list[str]:
         ("caches", _caches()),
         ("ISA levels", _levels()),
         ("threads", f"{_core.get_num_threads()}: {_why_threads()}"),
-        ("GPU", "none used: this is a CPU-only build"),
+        ("GPU", _gpu()),
     ]
     out = [f"{name:<11}{value}" for name, value in rows]
     out.append("environment")
@@ -43,6 +43,13 @@ def lines() -> list[str]:
         for name, value, meaning in _core.environment()
     ]
     return out
+
+
+def _gpu() -> str:
+    from tilewright import cuda
+
+    missing = cuda.lacks()
+    return f"not used: {missing}" if missing else "CuPy's arrays run on it"
 
 
 def _compiler(version: str) -> str:
