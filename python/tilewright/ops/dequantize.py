@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilewright import _core
+from tilewright.device import device_of, running_on
 from tilewright.errors import DtypeError
 from tilewright.ops.quantize import quantize
 from tilewright.packed import PackedMatrix
@@ -42,9 +43,10 @@ class dequantize:
             return y
         if not isinstance(q, QuantizedArray):
             raise DtypeError(f"dequantize: q must be a QuantizedArray, got {type(q).__name__}")
-        y = empty_in_order(q.data, np.float32, q.shape) if out is None else out
-        axis, group = -1 if q.axis is None else q.axis, q.group_size or 0
-        _core.dequantize(q.data, q.scale, q.offset, axis, y, q.bits, group, q.along)
+        with running_on(device_of(q.data)):  # the caller has not looked into q
+            y = empty_in_order(q.data, np.float32, q.shape) if out is None else out
+            axis, group = -1 if q.axis is None else q.axis, q.group_size or 0
+            _core.dequantize(q.data, q.scale, q.offset, axis, y, q.bits, group, q.along)
         return y
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from tilewright import _core
-from tilewright.device import device_of
+from tilewright.device import device_of, running_on
 from tilewright.errors import DtypeError, UnsupportedError
 from tilewright.ops.activations import REFERENCES
 from tilewright.ops.dequantize import dequantize
@@ -88,9 +88,10 @@ class qmatmul:
         right = qb if packed else right_hand_side("qmatmul", "qb", qb)
 
         def product(bias: Any, activation: str | None, residual: Any, out: Any) -> Any:
-            return _core.qmatmul(
-                left, scale, offset, right, bias, activation, residual, floats, out
-            )
+            with running_on(device_of(left)):  # the caller has not looked into a quantized a
+                return _core.qmatmul(
+                    left, scale, offset, right, bias, activation, residual, floats, out
+                )
 
         kept = [getattr(value, "dtype", None) for value in (a, bias, residual)]
         if not ctx.needs or activation is None:
