@@ -14,12 +14,20 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tilewright/errors.h"
 
 namespace tilewright::emulator {
+
+struct Parameter {
+  const void* data;
+  std::size_t size;
+};
 
 struct Launch {
   std::string what;  // kernel, grid, block and shared memory, as an error names them
@@ -28,6 +36,8 @@ struct Launch {
   const void* parameters;  // kernels may read these bytes besides device memory
   std::size_t parameter_bytes;
   void (*body)(const void* parameters);
+  const void* kernel;                 // the function itself, for whoever looks up its name
+  std::span<const Parameter> single;  // each parameter alone: compilers lay out tuples differently
 };
 
 // A launch with findings: what() has one line for each, with file:line, block and thread.
@@ -37,6 +47,10 @@ struct Fault : DeviceError {
 
 // Runs all blocks, one after another on the calling thread; throws Fault when anything was found.
 void run(const Launch& launch);
+
+// Is offered each launch first, and returns true if it has run it. An empty one runs none.
+using Runner = std::function<bool(const Launch&)>;
+void set_runner(Runner runner);
 
 // Which of the threads that can go on goes on first: blocks, warps and lanes alike. A right kernel
 // gives the same bits in every order.
@@ -63,6 +77,7 @@ bool checked();
 void* allocate(std::size_t bytes);  // DeviceError, with the bytes asked for, when there is no room
 void release(void* pointer);        // DeviceError when allocate() did not give it
 std::size_t allocated_bytes();      // what is not released yet
+std::vector<std::pair<std::uintptr_t, std::size_t>> allocations();  // where, and how many bytes
 
 // Traffic of one line of a kernel, in the hardware's units: wavefronts of shared memory (32 banks
 // of 4 bytes), sectors of 32 bytes of global memory. "ideal" is what the same bytes would need.

@@ -141,8 +141,13 @@ dim3 grid_extent() noexcept {
   return machine.launch->grid;
 }
 
+void set_runner(Runner runner) {
+  machine.runner = std::move(runner);
+}
+
 void run(const Launch& launch) {
   if (current) throw DeviceError(launch.what + ": a kernel can't launch another");
+  if (machine.runner && machine.runner(launch)) return;
   std::lock_guard lock(machine.mutex);
   const std::size_t threads = std::size_t{launch.block.x} * launch.block.y * launch.block.z;
   if (threads == 0 || threads > kMaxThreads) {

@@ -125,6 +125,7 @@ struct Machine {
   unsigned seed = 0;
   Accumulation accumulation = Accumulation::rounded;
   std::size_t shared_limit = kSharedLimit;
+  Runner runner;
 
   // the running launch
   const Launch* launch = nullptr;

@@ -202,6 +202,11 @@ std::size_t allocated_bytes() {
   return machine.allocated;
 }
 
+std::vector<std::pair<std::uintptr_t, std::size_t>> allocations() {
+  std::lock_guard lock(machine.mutex);
+  return {machine.allocations.begin(), machine.allocations.end()};
+}
+
 void* shared_memory(std::size_t bytes, Site site) {
   const Unwatched unwatched;
   if (bytes > machine.launch->shared_bytes) {

@@ -1,5 +1,6 @@
 // The gpu layer for g++: the functions of ptx.h, performed by the emulator.
 #pragma once
+#include <array>
 #include <cfloat>
 #include <cmath>
 #include <cstddef>
@@ -28,11 +29,17 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
     std::tuple<P...> parameters;
   };
   const Call call{kernel, {static_cast<P>(args)...}};
+  const auto each = std::apply(
+      [](const P&... p) {
+        return std::array<emulator::Parameter, sizeof...(P)>{emulator::Parameter{&p, sizeof p}...};
+      },
+      call.parameters);
   emulator::run({describe(geometry), grid, block, shared_bytes, &call, sizeof call,
                  [](const void* parameters) {
                    const Call& c = *static_cast<const Call*>(parameters);
                    std::apply(c.kernel, c.parameters);
-                 }});
+                 },
+                 reinterpret_cast<const void*>(kernel), each});
 }
 
 template <class T>

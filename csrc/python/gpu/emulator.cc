@@ -1,8 +1,11 @@
 // The emulator's settings and memory, for tests: the submodule `emulator` of an emulated extension.
 #include "emulator/emulator.h"
 
+#include <dlfcn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+
+#include <optional>
 
 #include "python/gpu/emulator.h"
 
@@ -23,6 +26,37 @@ void set_schedule(const std::string& order, unsigned seed) {
   if (order == "reversed") return emulator::set_schedule(emulator::Order::reversed, seed);
   if (order == "shuffled") return emulator::set_schedule(emulator::Order::shuffled, seed);
   throw py::value_error("order must be 'in order', 'reversed' or 'shuffled', got '" + order + "'");
+}
+
+py::tuple extent(const dim3& d) {
+  return py::make_tuple(d.x, d.y, d.z);
+}
+
+py::dict described(const emulator::Launch& launch) {
+  Dl_info program{};
+  dladdr(launch.kernel, &program);
+  const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
+  py::dict d;
+  d["what"] = launch.what;
+  d["program"] = program.dli_fname;
+  d["offset"] = address(launch.kernel) - address(program.dli_fbase);
+  d["grid"] = extent(launch.grid);
+  d["block"] = extent(launch.block);
+  d["shared_bytes"] = launch.shared_bytes;
+  py::list parameters;
+  for (const emulator::Parameter& p : launch.single) {
+    parameters.append(py::bytes(static_cast<const char*>(p.data), p.size));
+  }
+  d["parameters"] = parameters;
+  return d;
+}
+
+void set_runner(const std::optional<py::function>& runner) {
+  if (!runner) return emulator::set_runner({});
+  emulator::set_runner([run = *runner](const emulator::Launch& launch) {
+    const py::gil_scoped_acquire gil;
+    return run(described(launch)).cast<bool>();
+  });
 }
 
 py::dict take_counters() {
@@ -60,6 +94,9 @@ void register_emulator(py::module_& m) {
   py::module_ e = m.def_submodule("emulator", "runs CUDA kernels on the CPU, and checks them");
   e.def("allocate", &allocate, py::arg("bytes"), "fresh bytes are 0xFF");
   e.def("allocated_bytes", &emulator::allocated_bytes, "what is not released yet");
+  e.def("allocations", &emulator::allocations, "the address and size of each");
+  e.def("set_runner", &set_runner, py::arg("runner"),
+        "a function of a launch (a dict), which returns whether it has run it; None for none");
   e.def("checked", &emulator::checked, "whether every load and store of a kernel is checked");
   e.def("set_schedule", &set_schedule, py::arg("order"), py::arg("seed") = 0,
         "which threads go on first: 'in order', 'reversed' or 'shuffled'");
