@@ -253,6 +253,15 @@ struct Job {
   }
 };
 
+// What every thread of a block has found, from memory that they share from then on: registers are for
+// sums. With a barrier.
+template <class X>
+__device__ const X& shared_by_all(X& memory, const X& found) {
+  if (threadIdx.x == 0) memory = found;
+  __syncthreads();
+  return memory;
+}
+
 // --- what a row brings to its scores, for the rows of a tile, in shared memory
 
 template <int M>
@@ -298,6 +307,15 @@ struct Base<float> {
   __device__ static float log(float x) { return logf(x); }
 };
 
+// This thread's place in its warp, and the first of its warp's 16 lines. Taken of unsigned numbers: so
+// the compiler knows their bits, and folds them into addresses.
+__device__ inline int lane_id() {
+  return static_cast<int>(threadIdx.x % 32);
+}
+__device__ inline int warp_line() {
+  return static_cast<int>(threadIdx.x / 32 * 16);
+}
+
 // Row and key of an accumulator of this thread: element e of fragment n of its warp's (16, 8 n) tile,
 // whose lines are rows, or keys where kTurned.
 template <bool kTurned>
@@ -305,8 +323,8 @@ struct Place {
   int row, key;
 
   __device__ Place(int n, int e) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    const int line = warp * 16 + lane / 4 + e / 2 * 8, column = n * 8 + lane % 4 * 2 + e % 2;
+    const int lane = lane_id();
+    const int line = warp_line() + lane / 4 + e / 2 * 8, column = n * 8 + lane % 4 * 2 + e % 2;
     row = kTurned ? column : line;
     key = kTurned ? line : column;
   }

@@ -17,7 +17,12 @@
 // after the other. So no two blocks add to one sum; gradients are the same on repeat and whatever
 // lies beside a sequence. The price against one pass with atomics is 8 products of a tile for 5.
 //
-// Parameter       bounded by                                  (M, N, stages: attention_products.h)
+// Parameter       bounded by                                                     16 bits       float32
+// warps           16 lines each, shared memory for A and A2                        4, 4, 2       4, 2, 2
+// lines N         registers, N / 2 for scores and as many for dP; B and B2      64, 32, 32   32, 32, 8
+// stages          2: the next tiles arrive while these are used; 1 where            2, 2, 1      1, 1, 1
+//                 there is no room: 99 KiB (sm_86, sm_89, sm_120) hold all
+//                                                        (three numbers: heads up to 64, 128 and 256)
 // sums            of one gradient: D / 2 registers a thread, beside S and dP; the softcap's derivative
 //                 would be as many again, so its scores are computed twice
 //
@@ -33,6 +38,15 @@
 namespace tilewright::cuda {
 namespace attention {
 namespace {
+
+template <class T, int kDims>
+struct Config {
+  static constexpr bool kHalf = sizeof(T) == 2;
+  static constexpr int kWarps = kDims == 64 || (kHalf && kDims == 128) ? 4 : 2;
+  static constexpr int kLines = kHalf ? (kDims == 64 ? 64 : 32) : (kDims == 256 ? 8 : 32);
+  static constexpr int kStages = kHalf && kDims < 256 ? 2 : 1;
+  static constexpr int M = 16 * kWarps, kThreads = 32 * kWarps;
+};
 
 enum class Of { dq, dk, dv };
 
@@ -89,6 +103,7 @@ struct Shared {
   typename Weights<T, C::kLines / 8, 1>::Memory weights[C::kWarps];
   RowTable<kRows> rows[kTables];
   RowSums<kRows> sums[kTables];
+  std::conditional_t<kTurned, Slot, Job> job;
 };
 
 // A unit's key tile.
@@ -245,11 +260,11 @@ __global__ void __launch_bounds__(Config<T, kDims>::kThreads)
     attention_gradient_q_kernel(Problem p, Gradients g, Grid grid) {
   using C = Config<T, kDims>;
   auto& shared = gpu::shared_memory<Shared<T, kDims, Of::dq>>();
-  const Job job = Job::at(p, grid, C::M);
+  const Job& job = shared_by_all(shared.job, Job::at(p, grid, C::M));
   const RowTile& tile = job.tile;
   if (tile.count() == 0) return;
-  load_tile(shared.a, p.q, p.dims, [&](int r) { return tile.at(p.q, r); });
-  load_tile(shared.a2, g.dout, p.dims_v, [&](int r) { return tile.at(g.dout, r); });
+  load_tile<C::kThreads>(shared.a, p.q, p.dims, [&](int r) { return tile.at(p.q, r); });
+  load_tile<C::kThreads>(shared.a2, g.dout, p.dims_v, [&](int r) { return tile.at(g.dout, r); });
   shared.rows[0].fill(p, tile);
   shared.sums[0].fill(g, tile, Base<T>::kUnit);
 
@@ -258,11 +273,12 @@ __global__ void __launch_bounds__(Config<T, kDims>::kThreads)
   const auto load = [&](std::int64_t i, int stage) {
     const KeyTile keys = walk.tile(i);
     const std::int64_t length = tile.sequence.length;
-    load_tile(shared.b[stage], p.k, p.dims, [&](int line) { return keys.at(p.k, line, length); });
-    load_tile(shared.b2[stage], p.v, p.dims_v,
-              [&](int line) { return keys.at(p.v, line, length); });
+    load_tile<C::kThreads>(shared.b[stage], p.k, p.dims,
+                           [&](int line) { return keys.at(p.k, line, length); });
+    load_tile<C::kThreads>(shared.b2[stage], p.v, p.dims_v,
+                           [&](int line) { return keys.at(p.v, line, length); });
   };
-  const bool has_rows = static_cast<int>(threadIdx.x) / 32 * 16 < tile.count();
+  const bool has_rows = warp_line() < tile.count();
   for (bool guarded = false;; guarded = true) {
     run_walk(p, shared, walk, guarded, has_rows, load, sum);
     if (!__syncthreads_or(!all_finite(sum)) || guarded) break;
@@ -277,21 +293,25 @@ __global__ void __launch_bounds__(Config<T, kDims>::kThreads)
     attention_gradient_kv_kernel(Problem p, Gradients g, std::int64_t slots) {
   using C = Config<T, kDims>;
   auto& shared = gpu::shared_memory<Shared<T, kDims, of>>();
-  const Slot slot = slot_at(p, p.ends_k, p.keys, C::M, blockIdx.x % slots);
+  const Slot& slot =
+      shared_by_all(shared.job, slot_at(p, p.ends_k, p.keys, C::M, blockIdx.x % slots));
   const Sequence& s = slot.sequence;
   if (slot.tile * C::M >= s.keys) return;
   const KeyTile keys{s, static_cast<int>(blockIdx.x / slots), static_cast<int>(slot.tile) * C::M};
-  load_tile(shared.a, p.k, p.dims, [&](int line) { return keys.at(p.k, line, s.length); });
+  load_tile<C::kThreads>(shared.a, p.k, p.dims,
+                         [&](int line) { return keys.at(p.k, line, s.length); });
   if constexpr (of == Of::dk) {
-    load_tile(shared.a2, p.v, p.dims_v, [&](int line) { return keys.at(p.v, line, s.length); });
+    load_tile<C::kThreads>(shared.a2, p.v, p.dims_v,
+                           [&](int line) { return keys.at(p.v, line, s.length); });
   }
 
   float sum[kDims / 8][4];
   const RowWalk walk(p, keys, C::M, C::kLines);
   const auto load = [&](std::int64_t i, int stage) {
     const RowTile tile = walk.tile(i);
-    load_tile(shared.b[stage], p.q, p.dims, [&](int r) { return tile.at(p.q, r); });
-    load_tile(shared.b2[stage], g.dout, p.dims_v, [&](int r) { return tile.at(g.dout, r); });
+    load_tile<C::kThreads>(shared.b[stage], p.q, p.dims, [&](int r) { return tile.at(p.q, r); });
+    load_tile<C::kThreads>(shared.b2[stage], g.dout, p.dims_v,
+                           [&](int r) { return tile.at(g.dout, r); });
     shared.rows[stage].fill(p, tile);
     shared.sums[stage].fill(g, tile, Base<T>::kUnit);
   };

@@ -18,9 +18,18 @@
 // don't change. Tiles outside a row tile's range are never loaded; where the mask hides a tile from a
 // warp, it skips the softmax and the second product.
 //
-// Parameter       bounded by                                  (M, N, stages: attention_products.h)
+// Parameter       bounded by                                                     16 bits       float32
+// warps           16 rows each. Shared memory: a warp takes 16 wavefronts of K     8, 8, 2       4, 2, 2
+//                 and V for each 24 mma, 2 cycles each, all warps together 16
+//                 more for the copy, and Q none, since its fragments stay in
+//                 registers (heads up to 128): with 8 warps tensor cores take 4/3
+//                 of its time. 2 warps for units of few rows: decode.
+// keys N a tile   registers: N / 2 for scores beside Dv / 2 for sums            64, 32, 32   32, 32, 8
 // chunk           512 keys: what a split costs, a state of Dv + 2 words a row, against reading K and V
 // kEnoughBlocks   two blocks for each of the 132 SMs of an H100
+//                                                        (three numbers: heads up to 64, 128 and 256)
+// V of a tile arrives during its first product, K of the next one during its second. 99 KiB of shared
+// memory (sm_86, sm_89, sm_120) hold every block.
 //
 // Numerics: float32 throughout, in 16 bits products of P are of two terms (attention_products.h); one
 // rounding at the end. Inf or NaN among the values makes NaN of weights that are zero; a block that
@@ -39,6 +48,20 @@ namespace attention {
 namespace {
 
 constexpr std::int64_t kEnoughBlocks = 264;
+constexpr int kFewRows = 32;
+
+template <class T, int kDims>
+constexpr bool kQInRegisters = sizeof(T) == 2 && kDims <= 128;
+
+// `few`: for units of at most kFewRows rows. The lines, on which bits depend, are the same.
+template <class T, int kDims, bool few>
+struct Config {
+  static constexpr bool kHalf = sizeof(T) == 2, kInRegisters = kQInRegisters<T, kDims>;
+  static constexpr int kWarps = kInRegisters ? (few ? 2 : 8) : kDims == 64 ? 4 : 2;
+  static constexpr int kLines = kHalf ? (kDims == 64 ? 64 : 32) : (kDims == 256 ? 8 : 32);
+  static constexpr int M = 16 * kWarps, kThreads = 32 * kWarps;
+  static_assert(kChunk % kLines == 0, "a chunk is whole tiles");
+};
 
 // What sums under the maximum `before` are worth under `after`.
 template <class T>
@@ -108,14 +131,14 @@ struct Joined {
 };
 
 // The chunks before the current one, in shared memory: only the thread that owns it touches a word.
-template <class T, int kDims>
+template <class T, int kDims, int kThreads>
 struct Total {
-  float* words;  // (kDims / 2, threads)
+  float* words;  // (kDims / 2, kThreads)
   bool some = false;
   float max[2] = {}, sum[2] = {};
 
   __device__ float& word(int n, int e) const {
-    return words[(n * 4 + e) * blockDim.x + threadIdx.x];
+    return words[(n * 4 + e) * kThreads + static_cast<int>(threadIdx.x)];
   }
   __device__ void join(State<T, kDims>& chunk) {
     if (!some) return;
@@ -145,64 +168,69 @@ __device__ float log_sum(float max, float sum) {
   return sum == 0 ? -INFINITY : (max + Base<T>::log(sum)) * Base<T>::kLog;
 }
 
-template <class T, int kDims>
-struct Shared {
-  using C = Config<T, kDims>;
-  Tile<T, C::M, kDims> q;
-  Tile<T, C::kLines, kDims> k[C::kStages], v[C::kStages];
-  Tile<float, C::M, kDims> sums;  // the Total of the chunks so far, then the rows of the result
-  typename Weights<T, C::kLines / 8, 2>::Memory weights[C::kWarps];
-  RowTable<C::M> rows;
+// Q, until it is in registers where it goes there, and the Total of the chunks so far, which becomes
+// the rows of the result.
+template <class T, int M, int kDims, bool apart>
+struct QAndSums {
+  Tile<T, M, kDims> q;
+  Tile<float, M, kDims> sums;
+};
+template <class T, int M, int kDims>
+struct QAndSums<T, M, kDims, false> {
+  union {
+    Tile<T, M, kDims> q;
+    Tile<float, M, kDims> sums;
+  };
 };
 
-// All of a job's keys [first, last) of tiles, in order.
-template <class T, int kDims>
+template <class T, int kDims, class C>
+struct Shared : QAndSums<T, C::M, kDims, !C::kInRegisters> {
+  Tile<T, C::kLines, kDims> k, v;
+  typename Weights<T, C::kLines / 8, 2>::Memory weights[C::kWarps];
+  RowTable<C::M> rows;
+  Job job;
+};
+
+// All of a job's keys [first, last) of tiles, in order. V of a tile arrives during the first product,
+// K of the next tile during the second one.
+template <class T, int kDims, class C>
 __device__ void run_keys(const Problem& p, const Job& job, Keys seen, bool guarded,
-                         Shared<T, kDims>& shared, State<T, kDims>& state) {
-  using C = Config<T, kDims>;
+                         Shared<T, kDims, C>& shared, State<T, kDims>& state) {
   constexpr int N = C::kLines;
   const Sequence& s = job.tile.sequence;
   const int first = seen.begin / N, last = (seen.end + N - 1) / N;
   const Keys whole = job.tile.all(p);
-  const bool has_rows = static_cast<int>(threadIdx.x) / 32 * 16 < job.tile.count();
-  const auto load = [&](int tile, int stage) {
-    const auto place_in = [&](const Operand& x) {
-      return [&, tile](int line) -> std::int64_t {
-        const std::int64_t key = std::int64_t(tile) * N + line;
-        return key < s.length ? x.row(s.batch, job.head_kv, s.first_key + key) : kNowhere;
-      };
-    };
-    load_tile(shared.k[stage], p.k, p.dims, place_in(p.k));
-    load_tile(shared.v[stage], p.v, p.dims_v, place_in(p.v));
+  const bool has_rows = warp_line() < job.tile.count();
+  const auto load = [&](Tile<T, N, kDims>& to, const Operand& x, int dims, int tile) {
+    load_tile<C::kThreads>(to, x, dims, [&](int line) -> std::int64_t {
+      const std::int64_t key = std::int64_t(tile) * N + line;
+      return key < s.length ? x.row(s.batch, job.head_kv, s.first_key + key) : kNowhere;
+    });
+    gpu::cp_async_commit();
+  };
+  const auto arrived = [] {
+    gpu::cp_async_wait<0>();
+    __syncthreads();
   };
 
-  Total<T, kDims> total{shared.sums.element};
+  Total<T, kDims, C::kThreads> total{shared.sums.element};
   state.clear();
   if (first >= last) return;
-  load_tile(shared.q, p.q, p.dims, [&](int r) { return job.tile.at(p.q, r); });
-  if constexpr (C::kStages == 2) {
-    load(first, 0);
-    gpu::cp_async_commit();
-  }
+  load_tile<C::kThreads>(shared.q, p.q, p.dims, [&](int r) { return job.tile.at(p.q, r); });
+  load(shared.k, p.k, p.dims, first);
+  arrived();
+  using Q = std::conditional_t<C::kInRegisters, Fragments<T, kDims>, const Tile<T, C::M, kDims>&>;
+  const Q q(shared.q);
   for (int tile = first; tile < last; ++tile) {
-    // --- the next tiles are on their way, these have arrived
-    const int stage = (tile - first) % C::kStages;
-    if constexpr (C::kStages == 2) {
-      if (tile + 1 < last) load(tile + 1, stage ^ 1);
-      gpu::cp_async_commit();
-      gpu::cp_async_wait<1>();
-    } else {
-      load(tile, 0);
-      gpu::cp_async_commit();
-      gpu::cp_async_wait<0>();
-    }
-    __syncthreads();
-
-    // --- scores, weights, values
+    load(shared.v, p.v, p.dims_v, tile);
+    float weights[N / 8][4] = {};
     if (has_rows) {  // uniform in a warp; the other warps only help with the copies
+      multiply_transposed(q, shared.k, p.dims, weights);
+    }
+    arrived();
+    if (tile + 1 < last) load(shared.k, p.k, p.dims, tile + 1);
+    if (has_rows) {
       const bool all = whole.hold(tile * N, tile * N + N);
-      float weights[N / 8][4] = {};
-      multiply_transposed(shared.q, shared.k[stage], p.dims, weights);
       score<T, false>(p, shared.rows, tile * N, all, weights);
       bool some = all && !p.mask;
       if (!some) {
@@ -216,15 +244,12 @@ __device__ void run_keys(const Problem& p, const Job& job, Keys seen, bool guard
         if (p.dropping) drop<false>(p, shared.rows, tile * N, weights);
         const Weights<T, N / 8, 2> left(shared.weights, weights);
         if (guarded) {
-          left.multiply_guarded(weights, shared.v[stage], state.out);
+          left.multiply_guarded(weights, shared.v, state.out);
         } else {
-          left.multiply(shared.v[stage], state.out);
+          left.multiply(shared.v, state.out);
         }
       }
     }
-    __syncthreads();
-
-    // --- a chunk ends
     if ((tile + 1) * N % kChunk == 0 || tile + 1 == last) {
       for (int h = 0; h < 2; ++h) state.sum[h] = quad_sum(state.sum[h]);
       total.join(state);
@@ -233,15 +258,15 @@ __device__ void run_keys(const Problem& p, const Job& job, Keys seen, bool guard
         state.clear();
       }
     }
+    arrived();
   }
 }
 
-template <class T, int kDims>
-__global__ void __launch_bounds__(Config<T, kDims>::kThreads)
+template <class T, int kDims, class C>
+__global__ void __launch_bounds__(C::kThreads)
     attention_forward_kernel(Problem p, Operand out, Operand lse, Grid grid) {
-  using C = Config<T, kDims>;
-  Shared<T, kDims>& shared = gpu::shared_memory<Shared<T, kDims>>();
-  const Job job = Job::at(p, grid, C::M);
+  auto& shared = gpu::shared_memory<Shared<T, kDims, C>>();
+  const Job& job = shared_by_all(shared.job, Job::at(p, grid, C::M));
   const RowTile& tile = job.tile;
   if (tile.count() == 0) return;
   Keys seen = tile.any(p);
@@ -258,8 +283,7 @@ __global__ void __launch_bounds__(Config<T, kDims>::kThreads)
     if (!__syncthreads_or(!all_finite(state.out)) || guarded) break;
   }
 
-  const int lane = static_cast<int>(threadIdx.x) % 32,
-            line = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = lane_id(), line = warp_line();
   if (grid.chunks) {
     float* const to = grid.partial + (job.number * grid.chunks + job.chunk) * (C::M * (kDims + 2));
     for (int h = 0; h < 2; ++h) {
@@ -287,22 +311,21 @@ __global__ void __launch_bounds__(Config<T, kDims>::kThreads)
 }
 
 // The second kernel of a split: a warp joins the chunks of some rows of a tile.
-template <class T, int kDims>
-__global__ void __launch_bounds__(Config<T, kDims>::kThreads)
+template <class T, int kDims, class C>
+__global__ void __launch_bounds__(C::kThreads)
     attention_join_kernel(Problem p, Operand out, Operand lse, Grid grid) {
-  constexpr int M = Config<T, kDims>::M;
+  constexpr int M = C::M;
   const Job job = Job::at(p, grid, M);
   const RowTile& tile = job.tile;
   if (tile.count() == 0) return;
   const Keys seen = tile.any(p);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = lane_id();
   const int first = seen.begin / kChunk;
   const int last = min((seen.end + kChunk - 1) / kChunk, grid.chunks);
   const auto chunk_at = [&](int chunk) {
     return grid.partial + (job.number * grid.chunks + chunk) * (M * (kDims + 2));
   };
-  for (int r = static_cast<int>(threadIdx.x) / 32; r < tile.count();
-       r += static_cast<int>(blockDim.x) / 32) {
+  for (int r = warp_line() / 16; r < tile.count(); r += C::kWarps) {
     float top = -INFINITY, sum = 0, o[kDims / 32] = {};
     for (int chunk = first; chunk < last && seen.begin < seen.end; ++chunk) {
       const float* const from = chunk_at(chunk);
@@ -327,25 +350,34 @@ __global__ void __launch_bounds__(Config<T, kDims>::kThreads)
   }
 }
 
+template <class T, int kDims, bool few>
+void run_with(const Problem& p, const Operand& out, const Operand& lse, std::int64_t longest) {
+  using C = Config<T, kDims, few>;
+  Grid grid(p, C::M);
+  const std::int64_t blocks = grid.blocks(p.heads_kv), chunks = (longest + kChunk - 1) / kChunk;
+  if (chunks > 1 && blocks < kEnoughBlocks) grid.chunks = static_cast<int>(chunks);
+  const std::int64_t states = blocks * grid.chunks;
+  const gpu::Workspace workspace(static_cast<std::size_t>(states * C::M * (kDims + 2) * 4));
+  grid.partial = workspace.as<float>();  // (blocks, chunks, M * (kDims + 2)): out, max, sum
+  gpu::launch("attention_forward", attention_forward_kernel<T, kDims, C>,
+              dim3(blocks_for(grid.chunks ? states : blocks, 1)), dim3(C::kThreads),
+              sizeof(Shared<T, kDims, C>), gpu::current_stream(), p, out, lse, grid);
+  if (!grid.chunks) return;
+  gpu::launch("attention_join", attention_join_kernel<T, kDims, C>, dim3(blocks_for(blocks, 1)),
+              dim3(C::kThreads), 0, gpu::current_stream(), p, out, lse, grid);
+}
+
 // `longest`: no sequence has more keys; 0 where that is not known.
 void run(const Problem& p, const Operand& out, const Operand& lse, std::int64_t longest) {
   if (p.sequences * p.heads * p.rows == 0) return;
   const DType dtype = dtype_for({&p.q, &p.k, &p.v});
+  const std::int64_t rows = p.varlen() ? p.rows / p.sequences : p.rows;
+  const bool few = rows * p.group() <= kFewRows;
   with_config(dtype, std::max(p.dims, p.dims_v), [&]<class T, class Dims>(T, Dims) {
-    constexpr int kDims = Dims::value;
-    using C = Config<T, kDims>;
-    Grid grid(p, C::M);
-    const std::int64_t blocks = grid.blocks(p.heads_kv), chunks = (longest + kChunk - 1) / kChunk;
-    if (chunks > 1 && blocks < kEnoughBlocks) grid.chunks = static_cast<int>(chunks);
-    const std::int64_t states = blocks * grid.chunks;
-    const gpu::Workspace workspace(static_cast<std::size_t>(states * C::M * (kDims + 2) * 4));
-    grid.partial = workspace.as<float>();  // (blocks, chunks, M * (kDims + 2)): out, max, sum
-    gpu::launch("attention_forward", attention_forward_kernel<T, kDims>,
-                dim3(blocks_for(grid.chunks ? states : blocks, 1)), dim3(C::kThreads),
-                sizeof(Shared<T, kDims>), gpu::current_stream(), p, out, lse, grid);
-    if (!grid.chunks) return;
-    gpu::launch("attention_join", attention_join_kernel<T, kDims>, dim3(blocks_for(blocks, 1)),
-                dim3(C::kThreads), 0, gpu::current_stream(), p, out, lse, grid);
+    if constexpr (kQInRegisters<T, Dims::value>) {  // else both are one
+      if (few) return run_with<T, Dims::value, true>(p, out, lse, longest);
+    }
+    run_with<T, Dims::value, false>(p, out, lse, longest);
   });
 }
 

@@ -11,12 +11,6 @@
 //   multiply_transposed   S (16, N) += A (16, D) B (N, D)^T      both from shared memory
 //   multiply              O (16, D) += P (16, N) B (N, D)        P from accumulators
 //
-// Parameter  bounded by
-// warps      16 lines each; M = 16 * warps lines a block: its operands and sums beside the tiles
-// lines N    inner lines (keys of a forward step): two tiles of them, times stages, in shared memory
-// stages     2: the next tiles arrive while these are used; 1 where there is no room
-// 99 KiB of shared memory (sm_86, sm_89, sm_120) hold every configuration; sm_90 two blocks and more.
-//
 // Numerics: float32 is one chain of fmaf along D, or along N, in ascending order. 16 bits: exact
 // products, float32 sums of 16 at a time; P is two 16-bit terms where kTerms is 2, wrong by 2^-17 of
 // itself (float16: or by 2^-25), and one rounded term where it is 1. Guarded products leave out the
@@ -28,17 +22,6 @@
 #include "cuda/attention.h"
 
 namespace tilewright::cuda::attention {
-
-template <class T, int kDims>
-struct Config {
-  static_assert(kDims == 64 || kDims == 128 || kDims == 256, "head dimensions are padded to these");
-  static constexpr bool kHalf = sizeof(T) == 2;
-  static constexpr int kWarps = kDims == 64 || (kHalf && kDims == 128) ? 4 : 2;
-  static constexpr int kLines = kHalf ? (kDims == 64 ? 64 : 32) : (kDims == 256 ? 8 : 32);
-  static constexpr int kStages = kHalf && kDims < 256 ? 2 : 1;
-  static constexpr int M = 16 * kWarps, kThreads = 32 * kWarps;
-  static_assert(kChunk % kLines == 0, "a chunk is whole tiles");
-};
 
 template <class T>
 struct Type;
@@ -97,25 +80,27 @@ struct Tile {
   static constexpr int kPerChunk = 16 / sizeof(T), kChunks = kDims / kPerChunk;
   T element[kRows * kDims];
 
+  // Only the last three bits of c change: what is added to them stays a constant of the address.
   __device__ T* chunk(int row, int c) {
-    return &element[row * kDims + (c ^ (row & 7)) * kPerChunk];
+    return &element[row * kDims + ((c & ~7) + ((c ^ row) & 7)) * kPerChunk];
   }
   __device__ const T* chunk(int row, int c) const {
-    return &element[row * kDims + (c ^ (row & 7)) * kPerChunk];
+    return &element[row * kDims + ((c & ~7) + ((c ^ row) & 7)) * kPerChunk];
   }
   __device__ T* at(int row, int d) { return chunk(row, d / kPerChunk) + d % kPerChunk; }
 };
 
 // Lines of x, zero where `place(line)` is kNowhere, and beyond `dims`. The usual rows come by cp.async,
 // to be committed by the caller; others element by element, of whatever dtype.
-template <class T, int kRows, int kDims, class PlaceOf>
+template <int kThreads, class T, int kRows, int kDims, class PlaceOf>
 __device__ void load_tile(Tile<T, kRows, kDims>& to, const Operand& x, int dims,
                           const PlaceOf& place) {
   using Shape = Tile<T, kRows, kDims>;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x);
   if (x.vectors && x.dtype == Type<T>::dtype) {
     const T* const data = static_cast<const T*>(x.data);
-    for (int i = thread; i < kRows * Shape::kChunks; i += threads) {
+#pragma unroll 1  // else every piece's address waits in registers for the next tile
+    for (int i = thread; i < kRows * Shape::kChunks; i += kThreads) {
       const int row = i / Shape::kChunks, c = i % Shape::kChunks;
       const std::int64_t at = place(row);
       const bool valid = at != kNowhere && c * Shape::kPerChunk < dims;
@@ -123,7 +108,8 @@ __device__ void load_tile(Tile<T, kRows, kDims>& to, const Operand& x, int dims,
                       valid ? 16 : 0);
     }
   } else {
-    for (int i = thread; i < kRows * kDims; i += threads) {
+#pragma unroll 1
+    for (int i = thread; i < kRows * kDims; i += kThreads) {
       const int row = i / kDims, d = i % kDims;
       const std::int64_t at = place(row);
       const float value = at != kNowhere && d < dims ? x.element(at + d * x.stride[3]) : 0.0f;
@@ -134,22 +120,53 @@ __device__ void load_tile(Tile<T, kRows, kDims>& to, const Operand& x, int dims,
 
 // --- S += A B^T, over `dims` elements of each line
 
+// A warp's lines of A as fragments in registers, read once for many products.
+template <class T, int kDims>
+struct Fragments {
+  std::uint32_t a[kDims / 16][4];
+
+  template <int kRows>
+  __device__ explicit Fragments(const Tile<T, kRows, kDims>& A) {
+#pragma unroll
+    for (int k = 0; k < kDims / 16; ++k) {
+      gpu::ldmatrix(a[k], A.chunk(warp_line() + lane_id() % 16, 2 * k + lane_id() / 16));
+    }
+  }
+};
+
+// The part of 16 elements from chunk c on.
+template <class T, int kRowsB, int kDims, int N>
+__device__ void multiply_step(const std::uint32_t (&a)[4], const Tile<T, kRowsB, kDims>& B, int c,
+                              float (&s)[N][4]) {
+  const int lane = lane_id();
+#pragma unroll
+  for (int n = 0; n < N; n += 2) {
+    std::uint32_t b[4];
+    gpu::ldmatrix(b, B.chunk(n * 8 + lane % 8 + lane / 16 * 8, c + lane / 8 % 2));
+    mma<T>(s[n], a, {b[0], b[1]});
+    mma<T>(s[n + 1], a, {b[2], b[3]});
+  }
+}
+
+template <class T, int kDims, int kRowsB, int N>
+__device__ void multiply_transposed(const Fragments<T, kDims>& A, const Tile<T, kRowsB, kDims>& B,
+                                    int dims, float (&s)[N][4]) {
+#pragma unroll
+  for (int k = 0; k < kDims / 16; ++k) {
+    if (16 * k >= dims) break;
+    multiply_step(A.a[k], B, 2 * k, s);
+  }
+}
+
 template <class T, int kRowsA, int kDims, int kRowsB, int N>
 __device__ void multiply_transposed(const Tile<T, kRowsA, kDims>& A,
                                     const Tile<T, kRowsB, kDims>& B, int dims, float (&s)[N][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32,
-            line = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = lane_id(), line = warp_line();
   if constexpr (sizeof(T) == 2) {
     for (int k = 0; k < dims; k += 16) {
       std::uint32_t a[4];
       gpu::ldmatrix(a, A.chunk(line + lane % 16, k / 8 + lane / 16));
-#pragma unroll
-      for (int n = 0; n < N; n += 2) {
-        std::uint32_t b[4];
-        gpu::ldmatrix(b, B.chunk(n * 8 + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
-        mma<T>(s[n], a, {b[0], b[1]});
-        mma<T>(s[n + 1], a, {b[2], b[3]});
-      }
+      multiply_step(a, B, k / 8, s);
     }
   } else {
     for (int k = 0; k < dims; k += 4) {
@@ -192,7 +209,7 @@ struct Weights {
 
   template <int kRows, int kDims>
   __device__ void multiply(const Tile<T, kRows, kDims>& B, float (&o)[kDims / 8][4]) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_id();
 #pragma unroll
     for (int k = 0; k < N / 2; ++k) {
 #pragma unroll
@@ -213,7 +230,7 @@ struct Weights {
   template <int kRows, int kDims>
   __device__ void multiply_guarded(const float (&p)[N][4], const Tile<T, kRows, kDims>& B,
                                    float (&o)[kDims / 8][4]) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_id();
 #pragma unroll
     for (int n = 0; n < kDims / 8; ++n) {
       float up[4] = {}, down[4] = {};
@@ -233,6 +250,11 @@ struct Weights {
         mma<T>(up, ones, ups);
         mma<T>(down, ones, downs);
       }
+      bool found = false;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) found = found || up[e] > 0 || down[e] > 0;
+      // Decided at once: else `up` and `down` of all n would wait in registers.
+      if (!__any_sync(kWholeWarp, found)) continue;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         o[n][e] = o[n][e] + (up[e] > 0 ? INFINITY : 0.0f) - (down[e] > 0 ? INFINITY : 0.0f);
@@ -267,7 +289,7 @@ struct Weights<float, N, kTerms> {
   const float* p;
 
   __device__ Weights(Memory* of_warps, const float (&from)[N][4]) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_id();
     float* const to = of_warps[threadIdx.x / 32].p;
     __syncwarp();  // who still reads the last ones
 #pragma unroll
@@ -293,7 +315,7 @@ struct Weights<float, N, kTerms> {
  private:
   template <bool kGuarded, int kRows, int kDims>
   __device__ void run(const Tile<float, kRows, kDims>& B, float (&o)[kDims / 8][4]) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_id();
     for (int k = 0; k < 8 * N; ++k) {
       const float low = p[lane / 4 * kPitch + k], high = p[(lane / 4 + 8) * kPitch + k];
 #pragma unroll
@@ -332,8 +354,7 @@ template <int M, int kDims, class PlaceOf>
 __device__ void store_tile(Tile<float, M, kDims>& stage, const float (&o)[kDims / 8][4],
                            const float (&factor)[2], const Operand& x, int dims,
                            const PlaceOf& place) {
-  const int lane = static_cast<int>(threadIdx.x) % 32,
-            line = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = lane_id(), line = warp_line();
 #pragma unroll
   for (int n = 0; n < kDims / 8; ++n) {
 #pragma unroll
