@@ -13,8 +13,9 @@
 // a row of a in the group, is the row's product with ones: one mma more for each 4.
 //
 // Parameter      bounded by                                     large      grouped   flat
-// tile           registers: 64 integers, 24 of the operands     128 x 128  128 x 64  16 x 128
-// a warp's       grouped: 32 integers, as many float sums       64 x 32    32 x 32   16 x 32
+// tile           registers: 128 integers, 32 of the operands    128 x 128  128 x 64  16 x 128
+// a warp's       grouped: 32 integers, as many float sums;      64 x 64    32 x 32   16 x 32
+//                shared memory, as in matmul_mma.cu
 // 64 bytes of K  shared memory: 3 stages                        48 KiB     36 KiB    27 KiB
 //
 // Numerics: ops.h (QuantizedMatmul), step by step; integers wrap modulo 2^32. The bits are the CPU's
@@ -40,7 +41,7 @@ struct Shape {
   static constexpr int kRows = down * kWarpRows, kColumns = across * kWarpColumns;
 };
 template <bool grouped>
-using Large = std::conditional_t<grouped, Shape<4, 2, 2, 4>, Shape<2, 4, 4, 4>>;
+using Large = std::conditional_t<grouped, Shape<4, 2, 2, 4>, Shape<2, 2, 4, 8>>;
 using Flat = Shape<1, 4, 1, 4>;
 
 template <int lines>
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     int8_kernel(const __grid_constant__ ScaledProduct q, const __grid_constant__ Right weights) {
   auto& shared = gpu::shared_memory<Shared<S>>();
   const Place place = place_of(q.p, S::kRows, S::kColumns);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int row0 = warp % S::kWarpsDown * S::kWarpRows;
   const int column0 = warp / S::kWarpsDown * S::kWarpColumns;
   constexpr int kDown = S::kTilesDown, kAcross = S::kTilesAcross;

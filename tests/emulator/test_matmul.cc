@@ -13,6 +13,7 @@
 #include "matrices.h"
 #include "tilewright/errors.h"
 #include "tilewright/options.h"
+#include "traffic.h"
 
 namespace cuda = tilewright::cuda;
 namespace emulator = tilewright::emulator;
@@ -309,17 +310,7 @@ TEST(wavefronts_and_sectors) {
   const auto check = [](const Case& c, TileSize size, Precision exact) {
     emulator::take_counters();
     check_product(c, size, exact);
-    const emulator::Counters counters = emulator::take_counters();
-    CHECK(counters.ldmatrix_wavefronts == counters.ldmatrix_ideal);
-    for (const emulator::SiteCounters& site : counters.sites) {
-      const bool conflicts = site.wavefronts > site.ideal_wavefronts;
-      const bool waste = 0.9 * double(site.sectors) > double(site.ideal_sectors);
-      if (conflicts || waste) {
-        test::fail(
-            __FILE__, __LINE__,
-            site.where + (conflicts ? " conflicts" : " wastes sectors") + ": " + describe(c, size));
-      }
-    }
+    check_traffic(emulator::take_counters(), __FILE__, __LINE__, describe(c, size));
   };
   for (const TileSize size : kSizes) {
     for (const Layout a : {Layout::rows, Layout::columns}) {
@@ -332,6 +323,20 @@ TEST(wavefronts_and_sectors) {
         }
       }
     }
+  }
+}
+
+TEST(tensor_cores_are_busier_than_shared_memory) {
+  for (const DType t : {DType::bf16, DType::f16}) {
+    const auto counted = [t](std::int64_t K) {
+      emulator::take_counters();
+      check_product({.M = 128, .N = 128, .K = K, .a_type = t, .b_type = t}, TileSize::large);
+      return emulator::take_counters();
+    };
+    const emulator::Counters shorter = counted(64);
+    const double ratio = tensor_cycles_per_shared_cycle(counted(192), shorter);
+    std::printf("%s: %.2f\n", tilewright::dtype_name(t), ratio);
+    CHECK(ratio >= 1.3);
   }
 }
 

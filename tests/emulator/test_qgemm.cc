@@ -7,6 +7,7 @@
 
 #include "cuda/kernels.h"
 #include "matrices.h"
+#include "traffic.h"
 
 namespace cuda = tilewright::cuda;
 namespace emulator = tilewright::emulator;
@@ -251,11 +252,20 @@ TEST(wavefronts_of_integer_tiles) {
   check_integers(128, 128, 128, DType::s8, Layout::rows, Layout::columns);
   check_integers(16, 128, 128, DType::u8, Layout::rows, Layout::columns);
   const emulator::Counters counters = emulator::take_counters();
-  CHECK(counters.ldmatrix > 0 && counters.ldmatrix_wavefronts == counters.ldmatrix_ideal);
-  for (const emulator::SiteCounters& site : counters.sites) {
-    CHECK(site.wavefronts == site.ideal_wavefronts);
-    CHECK(0.9 * double(site.sectors) <= double(site.ideal_sectors));
-  }
+  CHECK(counters.ldmatrix > 0);
+  check_traffic(counters, __FILE__, __LINE__, "8 bits");
+}
+
+TEST(tensor_cores_are_busier_than_shared_memory) {
+  const auto counted = [](std::int64_t K) {
+    emulator::take_counters();
+    check_integers(128, 128, K, DType::s8, Layout::rows, Layout::columns);
+    return emulator::take_counters();
+  };
+  const emulator::Counters shorter = counted(128);
+  const double ratio = tensor_cycles_per_shared_cycle(counted(384), shorter);
+  std::printf("8 bits: %.2f\n", ratio);
+  CHECK(ratio >= 1.3);
 }
 
 TEST(schedules_change_no_bit) {
