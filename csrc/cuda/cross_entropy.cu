@@ -6,22 +6,25 @@
 // where a class counts
 //
 //     ids             q = keep weight at the target, and spread weight at every class
-//     probabilities   q = weight (keep target + spread)      keep = 1 - smoothing, spread = smoothing / C
+//     probabilities   q = weight (keep target + spread)
+//
+//     keep = 1 - smoothing                   spread = smoothing / C
 //
 // x, dx: (rows, C), any strides and float dtypes, dx maybe x itself; target: ids (rows,) or
-// probabilities (rows, C); dloss: () or (rows,). An id that is ignore_index leaves 0, one that names
-// no class NaN: nobody reads it before the kernel does.
+// probabilities (rows, C); dloss: () or (rows,). An id that is ignore_index leaves 0, one that
+// names no class NaN: nobody reads it before the kernel does.
 //
 // Forward: a team of threads (team.h) reads a row once, each with the maximum M of what it has seen
 // and S = sum(exp(x - M)), which shrinks when M grows; lse = M + log(S). Where every class counts,
 // the row is read again, from the cache if it is that short, since lse is part of each term.
 //
-// The row losses, and what "mean" divides by, are summed in double (sums.h). Backward: one pass, and
-// before it one over the targets where they are probabilities. Both are bound by memory.
+// The row losses, and what "mean" divides by, are summed in double (sums.h). Backward: one pass,
+// and before it one over what the classes count where all do. Both are bound by memory.
 //
 // kChunk   4 loads of a thread in flight, and one rescaling of S for 4 elements
 //
-// Numerics: float32; NaN, +inf or nothing but -inf in a row make its loss NaN, as the definition does.
+// Numerics: float32; NaN, +inf or nothing but -inf in a row make its loss NaN, as the definition
+// does.
 //
 // Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018).
 #include "cuda/ids.h"

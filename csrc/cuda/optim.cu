@@ -1,20 +1,20 @@
-// Optimizer steps over lists of tensors, their scaling, and the sum of their squares. The formulas are
-// those of simd/optim.cc, operation for operation, with each parameter's g' = grad_scale g + decay p:
+// Optimizer steps over lists of tensors, their scaling, and the sum of their squares. The formulas
+// are those of simd/optim.cc, operation for operation:
 //
 //     adam      m, v, largest, p                sgd       velocity, p
 //     rmsprop   square, mean, velocity, p       scale     x = factor x
 //
-//     tensors   | t0 t0 t0 | t1 | t2 t2 |       a launch takes many tensors without gaps: a table of
-//     blocks    |  0  1  2 |  3 |  4  5 |       them in its parameters says where the blocks of each
-//                                               begin. A tensor with gaps has a launch of its own.
+//     tensors   | t0 t0 t0 | t1 | t2 t2 |      a launch takes many tensors without gaps: a table of
+//     blocks    |  0  1  2 |  3 |  4  5 |      them in its parameters says where the blocks of each
+//                                              begin. A tensor with gaps has a launch of its own.
 //
 // Parameter      bounded by
 // kMostTensors   the 4096 bytes that the parameters of a kernel may have
 // kRun           sums.h: elements of a block
 //
 // Bound by memory: every operand is read once and written once, adam moves 7 arrays.
-// Numerics: float32, IEEE division and root: the bits are the CPU's. The sum of squares is double, in
-// an order that follows from the list alone.
+// Numerics: float32, IEEE division and root: the bits are the CPU's. The sum of squares is double,
+// in an order that follows from the list alone.
 #include <cmath>
 
 #include "cuda/elements.h"
