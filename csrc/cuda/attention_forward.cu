@@ -201,10 +201,13 @@ __device__ void run_keys(const Problem& p, const Job& job, Keys seen, bool guard
   const int first = seen.begin / N, last = (seen.end + N - 1) / N;
   const Keys whole = job.tile.all(p);
   const bool has_rows = warp_line() < job.tile.count();
-  const auto load = [&](Tile<T, N, kDims>& to, const Operand& x, int dims, int tile) {
+  const std::int64_t length = s.length, of_k = p.k.row(s.batch, job.head_kv, s.first_key),
+                     of_v = p.v.row(s.batch, job.head_kv, s.first_key);
+  const auto load = [&](Tile<T, N, kDims>& to, const Operand& x, std::int64_t of_x, int dims,
+                        int tile) {
     load_tile<C::kThreads>(to, x, dims, [&](int line) -> std::int64_t {
       const std::int64_t key = std::int64_t(tile) * N + line;
-      return key < s.length ? x.row(s.batch, job.head_kv, s.first_key + key) : kNowhere;
+      return key < length ? of_x + key * x.stride[2] : kNowhere;
     });
     gpu::cp_async_commit();
   };
@@ -217,18 +220,18 @@ __device__ void run_keys(const Problem& p, const Job& job, Keys seen, bool guard
   state.clear();
   if (first >= last) return;
   load_tile<C::kThreads>(shared.q, p.q, p.dims, [&](int r) { return job.tile.at(p.q, r); });
-  load(shared.k, p.k, p.dims, first);
+  load(shared.k, p.k, of_k, p.dims, first);
   arrived();
   using Q = std::conditional_t<C::kInRegisters, Fragments<T, kDims>, const Tile<T, C::M, kDims>&>;
   const Q q(shared.q);
   for (int tile = first; tile < last; ++tile) {
-    load(shared.v, p.v, p.dims_v, tile);
+    load(shared.v, p.v, of_v, p.dims_v, tile);
     float weights[N / 8][4] = {};
     if (has_rows) {  // uniform in a warp; the other warps only help with the copies
       multiply_transposed(q, shared.k, p.dims, weights);
     }
     arrived();
-    if (tile + 1 < last) load(shared.k, p.k, p.dims, tile + 1);
+    if (tile + 1 < last) load(shared.k, p.k, of_k, p.dims, tile + 1);
     if (has_rows) {
       const bool all = whole.hold(tile * N, tile * N + N);
       score<T, false>(p, shared.rows, tile * N, all, weights);

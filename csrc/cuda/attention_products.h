@@ -80,13 +80,13 @@ struct Tile {
   static constexpr int kPerChunk = 16 / sizeof(T), kChunks = kDims / kPerChunk;
   T element[kRows * kDims];
 
-  // Only the last three bits of c change: what is added to them stays a constant of the address.
-  __device__ T* chunk(int row, int c) {
-    return &element[row * kDims + ((c & ~7) + ((c ^ row) & 7)) * kPerChunk];
+  // Where chunk c lies in `row`. Only the last three bits of c change: what is added to them stays a
+  // constant of the address.
+  __device__ static int place(int row, int c, int pattern) {
+    return row * kDims + ((c & ~7) + ((c ^ pattern) & 7)) * kPerChunk;
   }
-  __device__ const T* chunk(int row, int c) const {
-    return &element[row * kDims + ((c & ~7) + ((c ^ row) & 7)) * kPerChunk];
-  }
+  __device__ T* chunk(int row, int c) { return &element[place(row, c, row)]; }
+  __device__ const T* chunk(int row, int c) const { return &element[place(row, c, row)]; }
   __device__ T* at(int row, int d) { return chunk(row, d / kPerChunk) + d % kPerChunk; }
 };
 
@@ -282,7 +282,7 @@ struct Weights {
 
 template <int N, int kTerms>
 struct Weights<float, N, kTerms> {
-  static constexpr int kPitch = 8 * N + 8;  // 8 banks apart: rows of a store do not meet
+  static constexpr int kPitch = (8 * N + 23) / 32 * 32 + 8;  // rows 8 banks apart: 4 do not meet
   struct Memory {
     alignas(16) float p[16 * kPitch];
   };
@@ -316,15 +316,19 @@ struct Weights<float, N, kTerms> {
   template <bool kGuarded, int kRows, int kDims>
   __device__ void run(const Tile<float, kRows, kDims>& B, float (&o)[kDims / 8][4]) const {
     const int lane = lane_id();
-    for (int k = 0; k < 8 * N; ++k) {
-      const float low = p[lane / 4 * kPitch + k], high = p[(lane / 4 + 8) * kPitch + k];
+    for (int two = 0; two < 8 * N; two += 2) {  // of 8 bytes 4 rows come at once, in other banks
+      const float2 low = gpu::load<float2>(p + lane / 4 * kPitch + two);
+      const float2 high = gpu::load<float2>(p + (lane / 4 + 8) * kPitch + two);
 #pragma unroll
-      for (int n = 0; n < kDims / 8; ++n) {
-        const float2 b = gpu::load<float2>(B.chunk(k, n * 2 + lane % 4 / 2) + lane % 2 * 2);
-        add<kGuarded>(o[n][0], low, b.x);
-        add<kGuarded>(o[n][1], low, b.y);
-        add<kGuarded>(o[n][2], high, b.x);
-        add<kGuarded>(o[n][3], high, b.y);
+      for (int k = 0; k < 2; ++k) {
+#pragma unroll
+        for (int n = 0; n < kDims / 8; ++n) {
+          const float2 b = gpu::load<float2>(B.chunk(two + k, n * 2 + lane % 4 / 2) + lane % 2 * 2);
+          add<kGuarded>(o[n][0], k ? low.y : low.x, b.x);
+          add<kGuarded>(o[n][1], k ? low.y : low.x, b.y);
+          add<kGuarded>(o[n][2], k ? high.y : high.x, b.x);
+          add<kGuarded>(o[n][3], k ? high.y : high.x, b.y);
+        }
       }
     }
   }
@@ -355,11 +359,15 @@ __device__ void store_tile(Tile<float, M, kDims>& stage, const float (&o)[kDims 
                            const float (&factor)[2], const Operand& x, int dims,
                            const PlaceOf& place) {
   const int lane = lane_id(), line = warp_line();
+  // Another swizzle: stored are 8 bytes of each of 4 lanes of 4 rows at once.
+  const auto chunk = [&](int r, int c) {
+    return &stage.element[Tile<float, M, kDims>::place(r, c, 2 * r)];
+  };
 #pragma unroll
   for (int n = 0; n < kDims / 8; ++n) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {  // + 0: the zeros of both signs are one number, and get its bits
-      gpu::store(stage.at(line + lane / 4 + 8 * h, n * 8 + lane % 4 * 2),
+      gpu::store(chunk(line + lane / 4 + 8 * h, 2 * n + lane % 4 / 2) + lane % 2 * 2,
                  make_float2(o[n][2 * h] * factor[h] + 0.0f, o[n][2 * h + 1] * factor[h] + 0.0f));
     }
   }
@@ -369,15 +377,20 @@ __device__ void store_tile(Tile<float, M, kDims>& stage, const float (&o)[kDims 
       const int r = line + i / (kDims / 4), c = i % (kDims / 4);
       const std::int64_t at = place(r);
       if (at == kNowhere || c * 4 >= dims) continue;
-      gpu::store(static_cast<float*>(x.data) + at + c * 4, gpu::load<float4>(stage.chunk(r, c)));
+      gpu::store(static_cast<float*>(x.data) + at + c * 4, gpu::load<float4>(chunk(r, c)));
     }
   } else if (x.vectors) {
     for (int i = lane; i < 16 * kDims / 8; i += 32) {
       const int r = line + i / (kDims / 8), c = i % (kDims / 8);
       const std::int64_t at = place(r);
       if (at == kNowhere || c * 8 >= dims) continue;
-      const float4 a = gpu::load<float4>(stage.chunk(r, 2 * c));
-      const float4 b = gpu::load<float4>(stage.chunk(r, 2 * c + 1));
+      const int odd = c / 4 % 2;  // every other four lanes begin with the second half: other banks
+      float4 a = gpu::load<float4>(chunk(r, 2 * c + odd));
+      float4 b = gpu::load<float4>(chunk(r, 2 * c + 1 - odd));
+      if (odd) {
+        const float4 first = b;
+        b = a, a = first;
+      }
       gpu::store(static_cast<std::uint16_t*>(x.data) + at + c * 8,
                  x.dtype == DType::bf16 ? packed<__nv_bfloat16>(a, b) : packed<__half>(a, b));
     }
@@ -385,7 +398,7 @@ __device__ void store_tile(Tile<float, M, kDims>& stage, const float (&o)[kDims 
     for (int i = lane; i < 16 * kDims; i += 32) {
       const int r = line + i / kDims, d = i % kDims;
       const std::int64_t at = place(r);
-      if (at != kNowhere && d < dims) x.store<Mixed>(at + d * x.stride[3], *stage.at(r, d));
+      if (at != kNowhere && d < dims) x.store<Mixed>(at + d * x.stride[3], chunk(r, d / 4)[d % 4]);
     }
   }
 }

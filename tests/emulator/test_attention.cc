@@ -10,6 +10,7 @@
 #include "core/dtype.h"
 #include "cuda/kernels.h"
 #include "device.h"
+#include "traffic.h"
 
 using namespace tilewright;
 using emulator::Order;
@@ -441,22 +442,46 @@ TEST(a_split_does_not_change_the_bits) {
   }
 }
 
-// Whole sectors of global memory, and no bank conflict where tensor cores are fed.
+// Of attention_products.h, where tiles are loaded, multiplied and stored.
+emulator::Counters of_products(emulator::Counters c) {
+  std::erase_if(c.sites, [](const emulator::SiteCounters& site) {
+    return site.where.find("attention_products.h") == std::string::npos;
+  });
+  return c;
+}
+
 TEST(tiles_move_without_waste) {
   for (const int64_t D : {64, 128, 256}) {
-    Options o = sizes(1, 1, 1, 64, 128, D);
-    o.dtype = DType::bf16;
-    const Inputs x(o);
-    Result r(x, DType::bf16);
-    emulator::take_counters();
-    forward(x, r);
-    Grads g(x);
-    backward(x, r, g);
-    const emulator::Counters c = emulator::take_counters();
-    CHECK(c.ldmatrix > 0 && c.ldmatrix_wavefronts == c.ldmatrix_ideal);
-    for (const emulator::SiteCounters& site : c.sites) {
-      if (site.where.find("attention_products.h") == std::string::npos) continue;
-      CHECK(site.ideal_sectors * 10 >= site.sectors * 9);
+    for (const DType t : {DType::f32, DType::bf16}) {
+      Options o = sizes(1, 1, 1, 64, 128, D);
+      o.dtype = t;
+      const Inputs x(o);
+      Result r(x, t);
+      emulator::take_counters();
+      forward(x, r);
+      const std::string what = std::to_string(D) + " " + dtype_name(t);
+      check_traffic(of_products(emulator::take_counters()), __FILE__, __LINE__, "forward " + what);
+      Grads g(x);
+      backward(x, r, g);
+      check_traffic(of_products(emulator::take_counters()), __FILE__, __LINE__, "backward " + what);
     }
+  }
+}
+
+TEST(tensor_cores_are_busier_than_shared_memory) {
+  for (const int64_t D : {64, 128}) {
+    const auto counted = [D](int64_t Tk) {
+      Options o = sizes(1, 1, 1, 128, Tk, D);
+      o.dtype = DType::bf16;
+      const Inputs x(o);
+      Result r(x, DType::bf16);
+      emulator::take_counters();
+      forward(x, r);
+      return emulator::take_counters();
+    };
+    const emulator::Counters shorter = counted(64);
+    const double ratio = tensor_cycles_per_shared_cycle(counted(256), shorter);
+    std::printf("heads of %d: %.2f\n", int(D), ratio);
+    CHECK(ratio >= 1.3);
   }
 }
