@@ -235,12 +235,14 @@ template <class S, class Right, bool kGrouped>
 void launch_for_signs(const ScaledProduct& q, const Right& weights) {
   using Signed = std::int8_t;
   using Unsigned = std::uint8_t;
-  if (q.a_signed) {
-    return q.b_signed ? launch<S, Signed, Signed, Right, kGrouped>(q, weights)
-                      : launch<S, Signed, Unsigned, Right, kGrouped>(q, weights);
+  if constexpr (kGrouped) {  // always, where b has no sign: qgemm.cu
+    if (!q.b_signed) {
+      return q.a_signed ? launch<S, Signed, Unsigned, Right, true>(q, weights)
+                        : launch<S, Unsigned, Unsigned, Right, true>(q, weights);
+    }
   }
-  return q.b_signed ? launch<S, Unsigned, Signed, Right, kGrouped>(q, weights)
-                    : launch<S, Unsigned, Unsigned, Right, kGrouped>(q, weights);
+  return q.a_signed ? launch<S, Signed, Signed, Right, kGrouped>(q, weights)
+                    : launch<S, Unsigned, Signed, Right, kGrouped>(q, weights);
 }
 
 template <class Right>
