@@ -21,6 +21,7 @@ import slopes
 import tilewright as tw
 import tolerance
 from tilewright import _core
+from tilewright.autograd import NO_TAPE
 from tilewright.registry import OPS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -105,15 +106,18 @@ def test_int8_matmul(run, programs, case):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("left", ["floats", "unsigned"])
+@pytest.mark.parametrize("left", ["floats", "unsigned", "unsigned without offset"])
 def test_quantized_product(run, programs, rng, rows, bits, group_size, symmetric, left):
     """Its bits are the CPU's."""
     x, w = (rng.standard_normal(shape).astype(F32) for shape in ((rows, 80), (80, 40)))
-    a = tw.quantize(x, axis=0, symmetric=False) if left == "unsigned" else x
+    a = x if left == "floats" else tw.quantize(x, axis=0, symmetric=False)
+    if "without" in left:
+        a = tw.QuantizedArray(a.data, a.scale, a.axis)
     b = tw.quantize(w, bits=bits, axis=1, group_size=group_size, symmetric=symmetric)
     got = tw.qmatmul(on_device(a), on_device(b), compute="int8")
     assert len(programs.ran) == 1
-    assert harness.same_bits(got.get(), tw.qmatmul(a, b, compute="int8"))
+    want = tw.qmatmul.definition.forward(NO_TAPE, a, b, compute="int8")
+    assert harness.same_bits(got.get(), want)
 
 
 def on_device(x):
@@ -146,6 +150,13 @@ def test_gradients_of_attention(run, programs, dtype, dims):
         where = f"d{which} dtype={dtype} case={case}"
         slopes.check(name, found[which], arguments[which], s, dtype, where)
     assert sum("attention_gradient" in kernel for kernel in programs.ran) == 3
+
+
+def test_every_kernel_has_run(request, programs):
+    if request.config.getoption("keyword"):
+        pytest.skip("only of the whole file")
+    kernels = {name for name, text in programs.texts.items() if "mma.sync" in text}
+    assert kernels - programs.used == set()
 
 
 # --- a test of these tests: slips in the PTX, as they could stand in cuda/gpu/ptx.h --------------

@@ -50,7 +50,8 @@ class Programs:
                 self.texts[common_name(name)] = entry.partition("\n}\n")[0]
         self.change = change
         self.blocks = None  # indices of those to run, or all
-        self.ran = []  # names of entries, launch by launch
+        self.ran = []  # names of entries, launch by launch; a test may clear it
+        self.used = set()  # the same, from the first test on
         self._entries = {}
 
     def entry(self, name):
@@ -65,6 +66,7 @@ class Programs:
             return False
         entry = self.entry(name)
         self.ran.append(name)
+        self.used.add(name)
         parameters = np.zeros(entry.parameter_bytes, np.uint8)
         for (start, size), given in zip(entry.parameters, launch["parameters"], strict=True):
             if size != len(given):
