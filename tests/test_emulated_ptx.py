@@ -20,6 +20,8 @@ import ptx
 import slopes
 import tilewright as tw
 import tolerance
+from ptx.memory import SharedMemory
+from ptx.parser import SHARED_BASE
 from tilewright import _core
 from tilewright.autograd import NO_TAPE
 from tilewright.registry import OPS
@@ -163,6 +165,7 @@ def test_every_kernel_has_run(request, programs):
 
 WRONG = "elements are out of bounds; worst at"
 ZEROS = ", ".join(["0f00000000"] * 4)
+COMMITTED_BY_ONE = "setp.eq.u32 %p1, %tid.x, 0; @%p1 cp.async.commit_group"
 # What, the text as a pattern, what stands there instead, and what must show.
 SLIPS = [
     ("two registers of a swapped", r"(mma\.[^{]*\{[^}]*\}, \{)(%\w+), (%\w+)", r"\1\3, \2", WRONG),
@@ -173,6 +176,7 @@ SLIPS = [
     ("ldmatrix is not aligned", r"(ldmatrix.*\[%\w+)\]", r"\1+4]", "no multiple of 16"),
     ("a stage is not waited for", r"cp\.async\.wait_group \d;", "", "ends before a cp.async"),
     ("one group too many is left", r"wait_group 1;", "wait_group 2;", "race"),
+    ("one thread commits for all", "cp.async.commit_group", COMMITTED_BY_ONE, "only some threads"),
     ("the rest of a copy is not zero", r"(cp\.async\.cg.* 16), %\w+;", r"\1;", "out of bounds"),
     ("an instruction that is not known", r"ldmatrix", "movmatrix", "instruction movmatrix"),
 ]  # fmt: skip
@@ -221,3 +225,13 @@ def test_each_barrier_is_missed(run, name, case, dtype, which):
     run(ptx.Programs(FOLDER, SOURCES, change))
     with pytest.raises(ptx.Finding, match=r"^race: "):
         forward(name, case, dtype)
+
+
+def test_warps_that_write_one_place_at_once():
+    """By one instruction: threads run in step here, so no earlier mark shows it."""
+    memory = SharedMemory(64, warps=2)
+    same, values = np.full(2, SHARED_BASE), np.zeros((2, 1), np.uint32)
+    memory.store(same, values, np.array([0, 0]))  # lanes of one warp
+    memory.epoch += 1
+    with pytest.raises(ptx.Finding, match=r"^race: two warps write at once"):
+        memory.store(same, values, np.array([0, 1]))

@@ -117,6 +117,8 @@ class SharedMemory(Memory):
         if ((self.written[grains] == self.epoch) & (self.writer[grains] != warps)).any():
             raise Finding("race: two warps write since the last barrier")
         self.written[grains], self.writer[grains] = self.epoch, warps
+        if (self.writer[grains] != warps).any():  # by one instruction
+            raise Finding("race: two warps write at once")
         super().store(addresses, values, warps)
 
     def _grains(self, addresses, width):

@@ -156,14 +156,22 @@ def _copy(b, i):
     b.copies.append(Copy(to.copy(), source.copy(), sizes, warps.copy()))
 
 
+def _whole_block(b):
+    """Groups are counted for the block, not thread by thread."""
+    if not (b.mask | b.done).all():
+        raise Finding("only some threads commit or wait for copies, which is not known here")
+
+
 @instruction(r"cp\.async\.commit_group")
 def _commit(b, i):
+    _whole_block(b)
     b.groups.append(b.copies)
     b.copies = []
 
 
 @instruction(r"cp\.async\.wait_group")
 def _wait(b, i):
+    _whole_block(b)
     while len(b.groups) > i.operands[0]:
         for copy in b.groups.pop(0):
             data = np.zeros((copy.size, 16), np.uint8)
