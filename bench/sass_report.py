@@ -37,7 +37,7 @@ WORDS = 128  # bytes of shared memory that a cycle moves
 STATIC = ["kernel", "call", "threads", "registers", "spills", "shared KiB"]
 STATIC += [f"blocks {processor}" for processor in PROCESSORS] + ["loop"]
 MOVED = ["call", "kernel", "tensor cycles", "wavefronts", "ideal", "wavefronts / tensor"]
-MOVED += ["L2 MB", "useful", "least MB of the call"]
+MOVED += ["in the loop", "L2 MB", "useful", "least MB of the call"]
 
 
 class Code(NamedTuple):
@@ -100,7 +100,10 @@ def tensor(body):
 
 
 def calls():
-    """(what, function) of each call, and the fewest bytes it moves to and from DRAM."""
+    """(what, function, fewest bytes to and from DRAM, function of half the depth or None) of each.
+
+    Half the depth is half of K, or of the keys: what is missing then was the main loop's.
+    """
     import tilewright as tw
 
     rng = np.random.default_rng(0)
@@ -126,29 +129,36 @@ def calls():
         a, b = (on_device(rng.integers(-128, 128, s).astype(np.int8)) for s in ((M, K), (N, K)))
         return (lambda: tw.int8_matmul(a, b.T)), M * K + K * N + 4 * M * N
 
-    def attention(D, backward):
-        shape = (1, 2, 256, D)
-        q, k, v, dy = (normal(ml_dtypes.bfloat16, *shape) for _ in range(4))
-        size = 2 * int(np.prod(shape))
+    def attention(D, backward, causal=True, keys=256):
+        q, k, v, dy = (normal(ml_dtypes.bfloat16, 1, 2, n, D) for n in (256, keys, keys, 256))
+        size = 2 * 2 * 256 * D
         if not backward:
-            return (lambda: tw.attention(q, k, v, causal=True)), 4 * size
+            return (lambda: tw.attention(q, k, v, causal=causal)), 2 * size + 2 * size * keys // 256
         tensors = [tw.tensor(x, requires_grad=True) for x in (q, k, v)]
         return (lambda: tw.attention(*tensors, causal=True).backward(dy)), 12 * size
 
     bf16, f32 = ml_dtypes.bfloat16, np.float32
-    yield "matmul bfloat16 1024 x 256 x 1024", *product(bf16, "highest", 1024, 256, 1024)
-    yield "matmul bfloat16 256 x 256 x 256", *product(bf16, "highest", 256, 256, 256)
-    yield "matmul bfloat16 16 x 256 x 1024", *product(bf16, "highest", 16, 256, 1024)
-    yield "matmul float32 medium 1024 x 256 x 1024", *product(f32, "medium", 1024, 256, 1024)
-    yield "matmul float32 high 1024 x 256 x 1024", *product(f32, "high", 1024, 256, 1024)
-    yield "int8_matmul 512 x 512 x 512", *integers(512, 512, 512)
+    for dtype, precision, M, K, N in (
+        (bf16, "highest", 1024, 256, 1024),
+        (bf16, "highest", 256, 256, 256),
+        (bf16, "highest", 16, 256, 1024),
+        (f32, "medium", 1024, 256, 1024),
+        (f32, "high", 1024, 256, 1024),
+    ):
+        what = f"matmul {np.dtype(dtype)} {precision} {M} x {K} x {N}"
+        half, _ = product(dtype, precision, M, K // 2, N)
+        yield what, *product(dtype, precision, M, K, N), half
+    yield "int8_matmul 512 x 512 x 512", *integers(512, 512, 512), integers(512, 256, 512)[0]
     for D in (64, 128):
-        yield f"attention bfloat16 1, 2, 256, {D} causal", *attention(D, False)
-        yield f"attention bfloat16 1, 2, 256, {D} causal +grad", *attention(D, True)
+        what = f"attention bfloat16 1, 2, 256, {D}"
+        half, _ = attention(D, False, causal=False, keys=128)
+        yield what, *attention(D, False, causal=False), half
+        yield f"{what} causal", *attention(D, False), None
+        yield f"{what} causal +grad", *attention(D, True), None
 
 
 def launches(call):
-    """(launch, counters) of each kernel that a call starts."""
+    """(name, launch, counters) of each kernel that a call starts."""
     from tilewright import _core
 
     seen, counters = [], []
@@ -163,7 +173,8 @@ def launches(call):
         call()
     finally:
         _core.emulator.set_runner(None)
-    return zip(seen, [*counters[1:], _core.emulator.take_counters()], strict=True)
+    names = [common_name(symbols(launch["program"])[launch["offset"]]) for launch in seen]
+    return zip(names, seen, [*counters[1:], _core.emulator.take_counters()], strict=True)
 
 
 def static_row(launch, code):
@@ -179,10 +190,19 @@ def static_row(launch, code):
     return threads, code.registers, spills, f"{shared / 1024:.0f}", *held, share
 
 
-def emulated_row(counters):
+def cycles_and_wavefronts(counters):
+    return CYCLES * counters["mma"], sum(s["wavefronts"] for s in counters["sites"])
+
+
+def in_the_loop(counters, half):
+    """Wavefronts for each tensor cycle of the main loop, which half the depth runs half as long."""
+    whole, less = (cycles_and_wavefronts(c) for c in (counters, half))
+    return (whole[1] - less[1]) / (whole[0] - less[0])
+
+
+def emulated_row(counters, half):
     sites = counters["sites"]
-    cycles = CYCLES * counters["mma"]
-    wavefronts = sum(s["wavefronts"] for s in sites)
+    cycles, wavefronts = cycles_and_wavefronts(counters)
     ideal = sum(s["ideal_wavefronts"] for s in sites)
     sectors = sum(s["sectors"] for s in sites)
     useful = sum(s["ideal_sectors"] for s in sites)
@@ -191,6 +211,7 @@ def emulated_row(counters):
         f"{wavefronts:,}",
         f"{ideal / wavefronts:.0%}" if wavefronts else "-",
         f"{wavefronts / cycles:.2f}" if cycles else "-",
+        f"{in_the_loop(counters, half):.2f}" if half else "-",
         f"{32 * sectors / 1e6:.2f}",
         f"{useful / sectors:.0%}" if sectors else "-",
     )
@@ -213,18 +234,20 @@ def main():
 
     register(emulated.EmulatedArray, emulated.DEVICE)
     codes = {}
-    for cubin in sorted(arguments.cubins.rglob("*.cubin")):
+    for cubin in sorted(arguments.cubins.rglob("*.sm_80.cubin")):
         if cubin.name.startswith(("matmul_mma", "int8_mma", "attention_")):
             codes |= disassembled(arguments.nvdisasm, cubin)
     static, moved = {}, []
-    for what, call, least in calls():
-        for launch, counters in launches(call):
-            name = common_name(symbols(launch["program"])[launch["offset"]])
+    for what, call, least, half in calls():
+        halves = {name: counters for name, _, counters in launches(half)} if half else {}
+        for name, launch, counters in launches(call):
             if name not in codes:
                 continue
             kernel = launch["what"].partition(":")[0]
             static.setdefault(name, (kernel, what, *static_row(launch, codes[name])))
-            moved.append((what, kernel, *emulated_row(counters), f"{least / 1e6:.2f}"))
+            moved.append(
+                (what, kernel, *emulated_row(counters, halves.get(name)), f"{least / 1e6:.2f}")
+            )
     print("**Static and emulated evidence, not measured**")
     table(STATIC, static.values())
     table(MOVED, moved)

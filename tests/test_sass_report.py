@@ -49,3 +49,11 @@ def test_a_disassembly_is_read(monkeypatch):
 def test_blocks_that_a_processor_holds(registers, kib, threads, blocks):
     found = [report.occupancy(p, registers, kib << 10, threads) for p in ("sm_80", "sm_90")]
     assert tuple(found) == blocks
+
+
+def test_the_main_loop_is_what_half_the_depth_lacks():
+    def counters(mma, *wavefronts):
+        return {"mma": mma, "sites": [{"wavefronts": n} for n in wavefronts]}
+
+    whole, half = counters(64, 96, 30), counters(32, 48, 30)  # 30 at the end, of both
+    assert report.in_the_loop(whole, half) == 0.75
