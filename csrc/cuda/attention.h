@@ -31,7 +31,8 @@ constexpr std::int64_t kNowhere = INT64_MIN;  // the place of a line that does n
 // Where the pages of a KVCache begin, for each sequence, in elements from an operand's data.
 struct Pages {
   const std::int64_t* first = nullptr;
-  std::int64_t stride = 0, tokens = 1;  // pages of a sequence, tokens of a page
+  std::int64_t stride = 0;  // pages of a sequence
+  int tokens = 1;           // of a page
 };
 
 // (B, H, T, D), or (B, H, T) with an element for each row. In pages, the strides are those of a page.
@@ -40,10 +41,6 @@ struct Operand : Array {
   Pages pages;
 
   __device__ std::int64_t row(std::int64_t batch, std::int64_t head, std::int64_t t) const {
-    if (pages.first) {
-      const std::int64_t page = pages.first[batch * pages.stride + t / pages.tokens];
-      return page + head * stride[1] + t % pages.tokens * stride[2];
-    }
     return batch * stride[0] + head * stride[1] + t * stride[2];
   }
   __device__ float element(std::int64_t at) const { return load<Mixed>(at); }
@@ -84,6 +81,24 @@ inline Integers integers_of(const View& v) {
 __device__ inline std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
+
+// Where the keys of a head begin in x, and those of its sequence's pages if there are any.
+struct KeyPlaces {
+  std::int64_t head, step;
+  const std::int64_t* pages;
+  int tokens;
+
+  __device__ KeyPlaces(const Operand& x, std::int64_t batch, std::int64_t head_kv,
+                       std::int64_t first)
+      : head(x.pages.first ? head_kv * x.stride[1] : x.row(batch, head_kv, first)),
+        step(x.stride[2]),
+        pages(x.pages.first ? x.pages.first + batch * x.pages.stride : nullptr),
+        tokens(x.pages.tokens) {}
+  __device__ std::int64_t operator()(int key) const {
+    if (!pages) return head + key * step;
+    return pages[key / tokens] + head + key % tokens * step;
+  }
+};
 
 struct Problem {
   Operand q, k, v;               // (B, H, Tq, D), (B, Hkv, Tk, D), (B, Hkv, Tk, Dv); varlen: B is 1

@@ -201,13 +201,14 @@ __device__ void run_keys(const Problem& p, const Job& job, Keys seen, bool guard
   const int first = seen.begin / N, last = (seen.end + N - 1) / N;
   const Keys whole = job.tile.all(p);
   const bool has_rows = warp_line() < job.tile.count();
-  const std::int64_t length = s.length, of_k = p.k.row(s.batch, job.head_kv, s.first_key),
-                     of_v = p.v.row(s.batch, job.head_kv, s.first_key);
-  const auto load = [&](Tile<T, N, kDims>& to, const Operand& x, std::int64_t of_x, int dims,
+  const int length = static_cast<int>(s.length);
+  const KeyPlaces of_k(p.k, s.batch, job.head_kv, s.first_key),
+      of_v(p.v, s.batch, job.head_kv, s.first_key);
+  const auto load = [&](Tile<T, N, kDims>& to, const Operand& x, const KeyPlaces& of_x, int dims,
                         int tile) {
     load_tile<C::kThreads>(to, x, dims, [&](int line) -> std::int64_t {
-      const std::int64_t key = std::int64_t(tile) * N + line;
-      return key < length ? of_x + key * x.stride[2] : kNowhere;
+      const int key = tile * N + line;
+      return key < length ? of_x(key) : kNowhere;
     });
     gpu::cp_async_commit();
   };

@@ -44,22 +44,32 @@ struct Words {
   std::int64_t word[kWords];
 };
 
-// Rows of K or V in a page, and their scales.
+// A head's rows of K or of V in a page, and their scales.
 struct Place {
-  PagedKeys layout;
-  bool value;
-  int head;
+  std::int64_t data, scale;  // bytes from the page's begin to the head's first ones
+  std::int64_t dims;
+  DType dtype;
 
-  __device__ std::int64_t element(int row) const {
-    return (head * layout.tokens + row) * layout.dims;
+  __device__ Place(const PagedKeys& k, bool value, std::int64_t head)
+      : data(value ? k.value : 0),
+        scale((value ? k.scale[1] : k.scale[0]) + head * k.tokens * 4),
+        dims(k.dims),
+        dtype(k.dtype) {
+    data += head * k.tokens * dims * (dtype == DType::f32 ? 4 : dtype == DType::s8 ? 1 : 2);
   }
-  template <class Byte>
-  __device__ Byte* data(Byte* page) const {
-    return page + (value ? layout.value : 0);
+  template <class T>
+  __device__ T* row(char* page, std::int64_t row) const {
+    return reinterpret_cast<T*>(page + data) + row * dims;
   }
-  template <class Float, class Byte>
-  __device__ Float* scale(Byte* page, int row) const {
-    return reinterpret_cast<Float*>(page + layout.scale[value]) + head * layout.tokens + row;
+  template <class T>
+  __device__ const T* row(const char* page, std::int64_t row) const {
+    return reinterpret_cast<const T*>(page + data) + row * dims;
+  }
+  __device__ float& scale_of(char* page, std::int64_t row) const {
+    return reinterpret_cast<float*>(page + scale)[row];
+  }
+  __device__ float scale_of(const char* page, std::int64_t row) const {
+    return reinterpret_cast<const float*>(page + scale)[row];
   }
 };
 
@@ -69,60 +79,58 @@ __device__ inline int lane() {
 
 template <class T>
 __device__ void copy_row(const Place& at, const char* from, char* to, int row) {
-  const T* const source = reinterpret_cast<const T*>(at.data(from)) + at.element(row);
-  T* const target = reinterpret_cast<T*>(at.data(to)) + at.element(row);
-  for (std::int64_t d = lane(); d < at.layout.dims; d += 32) gpu::store(target + d, source[d]);
+  const T* const source = at.row<T>(from, row);
+  T* const target = at.row<T>(to, row);
+  for (std::int64_t d = lane(); d < at.dims; d += 32) gpu::store(target + d, source[d]);
 }
 
 __device__ inline void copy_row(const Place& at, const char* from, char* to, int row) {
-  if (at.layout.dtype == DType::f32) return copy_row<float>(at, from, to, row);
-  if (at.layout.dtype != DType::s8) return copy_row<std::uint16_t>(at, from, to, row);
+  if (at.dtype == DType::f32) return copy_row<float>(at, from, to, row);
+  if (at.dtype != DType::s8) return copy_row<std::uint16_t>(at, from, to, row);
   copy_row<std::uint8_t>(at, from, to, row);
-  if (lane() == 0) *at.scale<float>(to, row) = *at.scale<const float>(from, row);
+  if (lane() == 0) at.scale_of(to, row) = at.scale_of(from, row);
 }
 
-__device__ inline void store_row(const Place& at, const Array& x, std::int64_t from, char* page,
-                                 int row) {
-  const std::int64_t dims = at.layout.dims, step = x.stride[3];
-  if (at.layout.dtype != DType::s8) {
-    for (std::int64_t d = lane(); d < dims; d += 32) {
-      put_float(at.data(page), at.element(row) + d, at.layout.dtype,
-                x.load<Mixed>(from + d * step));
+// `step`: between the row's elements of x, which begins at `from`.
+__device__ inline void store_row(const Place& at, const Array& x, std::int64_t from,
+                                 std::int64_t step, char* page, int row) {
+  if (at.dtype != DType::s8) {
+    for (std::int64_t d = lane(); d < at.dims; d += 32) {
+      put_float(page + at.data, row * at.dims + d, at.dtype, x.load<Mixed>(from + d * step));
     }
     return;
   }
   float amax = 0;
-  for (std::int64_t d = lane(); d < dims; d += 32) {
+  for (std::int64_t d = lane(); d < at.dims; d += 32) {
     amax = larger(fabsf(x.load<Mixed>(from + d * step)), amax);
   }
   for (int d = 16; d; d /= 2) amax = larger(amax, __shfl_xor_sync(kAllLanes, amax, d));
   const float scale = scale_of(amax, 127.0f);
-  auto* const q = reinterpret_cast<std::int8_t*>(at.data(page)) + at.element(row);
-  for (std::int64_t d = lane(); d < dims; d += 32) {
+  auto* const q = at.row<std::int8_t>(page, row);
+  for (std::int64_t d = lane(); d < at.dims; d += 32) {
     q[d] = static_cast<std::int8_t>(
         round_to_level(x.load<Mixed>(from + d * step), scale, -127.0f, 127.0f));
   }
-  if (lane() == 0) *at.scale<float>(page, row) = scale;
+  if (lane() == 0) at.scale_of(page, row) = scale;
 }
 
 // k, v: (B, heads, T, D) with all their axes.
-__global__ void append_kernel(const __grid_constant__ Pieces pieces, PagedKeys layout, Array k,
-                              Array v) {
-  const int head = static_cast<int>(blockIdx.x % layout.heads);
-  const int rest = static_cast<int>(blockIdx.x / layout.heads);
+__global__ void append_kernel(const __grid_constant__ Pieces pieces,
+                              const __grid_constant__ PagedKeys layout,
+                              const __grid_constant__ Array k, const __grid_constant__ Array v) {
+  const std::int64_t head = blockIdx.x % layout.heads, rest = blockIdx.x / layout.heads;
   const Piece& piece = pieces.piece[rest / 2];
-  const Place at{layout, rest % 2 != 0, head};
-  const Array& x = at.value ? v : k;
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  for (int row = piece.shared ? warp : piece.first + warp; row < piece.first + piece.count;
-       row += kWarps) {
+  const bool value = rest % 2 != 0;
+  const Place at(layout, value, head);
+  const Array& x = value ? v : k;
+  const std::int64_t start = piece.batch * x.stride[0] + head * x.stride[1];
+  const int warp = static_cast<int>(threadIdx.x / 32), end = piece.first + piece.count;
+  for (int row = piece.shared ? warp : piece.first + warp; row < end; row += kWarps) {
     if (row < piece.first) {
       copy_row(at, piece.shared, piece.page, row);
     } else {
       const std::int64_t token = piece.token + row - piece.first;
-      const std::int64_t from =
-          piece.batch * x.stride[0] + head * x.stride[1] + token * x.stride[2];
-      store_row(at, x, from, piece.page, row);
+      store_row(at, x, start + token * x.stride[2], x.stride[3], piece.page, row);
     }
   }
 }
@@ -134,18 +142,19 @@ __global__ void table_kernel(const __grid_constant__ Words words, int count, std
 
 // A warp for each row of K and of V: (value, B, heads, longest).
 __global__ void widen_kernel(const char* some, const std::int64_t* pages, std::int64_t stride,
-                             PagedKeys layout, std::int64_t longest, std::int64_t rows, float* to) {
+                             const __grid_constant__ PagedKeys layout, std::int64_t longest,
+                             std::int64_t rows, float* to) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (i >= 2 * rows) return;
   const std::int64_t token = i % longest, head = i / longest % layout.heads;
   const std::int64_t b = i % rows / longest / layout.heads;
   const char* const page = some + pages[b * stride + token / layout.tokens];
-  const Place at{layout, i >= rows, static_cast<int>(head)};
-  const int row = static_cast<int>(token % layout.tokens);
-  const auto* const q = reinterpret_cast<const std::int8_t*>(at.data(page)) + at.element(row);
-  const float scale = *at.scale<const float>(page, row);
-  for (std::int64_t d = lane(); d < layout.dims; d += 32) {
-    to[i * layout.dims + d] = scale * static_cast<float>(q[d]);
+  const Place at(layout, i >= rows, head);
+  const std::int64_t row = token % layout.tokens;
+  const auto* const q = at.row<std::int8_t>(page, row);
+  const float scale = at.scale_of(page, row);
+  for (std::int64_t d = lane(); d < at.dims; d += 32) {
+    to[i * at.dims + d] = scale * static_cast<float>(q[d]);
   }
 }
 
@@ -254,7 +263,7 @@ CachedKeys::CachedKeys(const KVSnapshot& cache)
     o = attention::operand_of(
         keys_view(first, layout.dtype, {batch, layout.heads, layout.tokens, layout.dims}));
     o.shape[2] = longest;
-    o.pages = {table + batch, layout.stride, layout.tokens};
+    o.pages = {table + batch, layout.stride, static_cast<int>(layout.tokens)};
   }
 }
 
