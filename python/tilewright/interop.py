@@ -48,11 +48,19 @@ def array_over(value: Any, what: str) -> Any:
     """
     try:
         device, index = value.__dlpack_device__()
+        missing = ""
         if device == _CUDA:
-            return _over_cuda(value)
+            from tilewright import cuda
+
+            if not (missing := cuda.lacks()):
+                cuda.connect()
+                return sys.modules["cupy"].from_dlpack(value)  # which keeps the rules of streams
+            missing = f", and {missing}"
         if device not in _HOST:
             name = _DEVICES.get(device, f"DLPack device type {int(device)}")
-            raise DeviceError(f"{what} must be in the CPU's memory, got {name} (device {index})")
+            raise DeviceError(
+                f"{what} must be in the CPU's memory, got {name} (device {index}){missing}"
+            )
         try:
             capsule = value.__dlpack__(max_version=_VERSION)
         except TypeError:  # made before version 1: no such keyword
@@ -65,14 +73,6 @@ def array_over(value: Any, what: str) -> Any:
             f"{what} must be an array that its library exports, got a {kind}: {refused}"
         ) from refused
     return _core.from_dlpack(capsule, what)
-
-
-def _over_cuda(value: Any) -> Any:
-    """CuPy's array over the memory of a foreign one. CuPy keeps DLPack's rules of streams."""
-    from tilewright import cuda
-
-    cuda.connect()
-    return sys.modules["cupy"].from_dlpack(value)
 
 
 def capsule_of(
