@@ -10,6 +10,8 @@ An op is a class of static functions under ``@op``; ``ops/layernorm.py`` is one 
   returns one gradient per name in ``grads``, ``None`` for a name that is not in ``ctx.needs``.
 - ``reference(x, ...)`` is the op's definition in float64 NumPy. It returns a ``Reference`` (or a
   tuple of them, one per output), which says what the error bound of the tests scales with.
+- ``tangent_size(d, x, ...)`` is optional: where the derivative of the first output along d, a
+  direction of x or residual, may be far smaller than its terms, what their errors scale with.
 - ``cost(x, ...)`` counts floating-point operations and bytes moved at least, for the benches.
 - ``cases`` name the shapes that tests and benches run; ``make(case, rng, dtype)`` turns one into
   (args, kwargs).

@@ -107,6 +107,22 @@ class layernorm:
         return normalised if residual is None else (normalised, Reference(s, size, 1))
 
     @staticmethod
+    def tangent_size(
+        d: Any,
+        x: Any,
+        gamma: Any = None,
+        beta: Any = None,
+        *,
+        eps: float = 1e-5,
+        residual: Any = None,
+    ) -> Any:
+        s = x if residual is None else stored(x + residual, x, residual)
+        size = abs(x) if residual is None else abs(x) + abs(residual)
+        size = size + size.mean(-1, keepdims=True)
+        moved = abs(d) + abs(d).mean(-1, keepdims=True)
+        return tangent_size(d, moved, s - s.mean(-1, keepdims=True), size, gamma, eps)
+
+    @staticmethod
     def cost(x: Any, *_: Any, residual: Any = None, **__: Any) -> Cost:
         return Cost(8 * x.size, (2 if residual is None else 4) * x.nbytes)
 
@@ -138,3 +154,20 @@ def stored(s: Any, *inputs: Any) -> Any:
         if all(np.array_equal(v, v.astype(dtype), equal_nan=True) for v in inputs):
             return s.astype(dtype).astype(np.float64)
     return s
+
+
+def tangent_size(d: Any, moved: Any, s: Any, size: Any, gamma: Any, eps: float) -> Any:
+    """What the rounding errors of dy/ds d scale with, for y = gamma h, h = s r, r = 1 / sqrt(s^2).
+
+    dy/ds d = gamma r (d - h mean(h d)) may be far smaller than its terms: of two elements, h is
+    nearly constant. They count by their size, h with what its own roundings, relative to size,
+    bring in; r by those of the mean square.
+    """
+    rstd = 1 / np.sqrt((s**2).mean(-1, keepdims=True) + eps)
+    h, rough = abs(s) * rstd, size * rstd
+    terms = moved + h * (h * abs(d)).mean(-1, keepdims=True)
+    errors = rough * (h * abs(d)).mean(-1, keepdims=True) + h * (rough * abs(d)).mean(
+        -1, keepdims=True
+    )
+    found = rstd * (terms * (1 + (h * rough).mean(-1, keepdims=True)) + errors)
+    return found if gamma is None else found * abs(gamma)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tilewright import _core
-from tilewright.ops.layernorm import layernorm, stored
+from tilewright.ops.layernorm import layernorm, stored, tangent_size
 from tilewright.registry import Context, Cost, Reference, op, outs_for, rows_of
 
 
@@ -95,6 +95,14 @@ class rmsnorm:
             y, magnitude = y * gamma, magnitude * abs(gamma)
         normalised = Reference(y, magnitude, C)
         return normalised if residual is None else (normalised, Reference(s, size, 1))
+
+    @staticmethod
+    def tangent_size(
+        d: Any, x: Any, gamma: Any = None, *, eps: float = 1e-6, residual: Any = None
+    ) -> Any:
+        s = x if residual is None else stored(x + residual, x, residual)
+        size = abs(x) if residual is None else abs(x) + abs(residual)
+        return tangent_size(d, abs(d), s, size, gamma, eps)
 
     @staticmethod
     def cost(x: Any, *_: Any, residual: Any = None, **__: Any) -> Cost:
