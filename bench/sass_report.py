@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "python")]
+if __name__ == "__main__":  # its test has both already, perhaps from an installed package
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "python")]
 
 import emulated  # noqa: E402  (the emulated device is the tests')
 from ptx.programs import common_name, symbols  # noqa: E402

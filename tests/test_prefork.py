@@ -110,5 +110,5 @@ def _remote(seed):
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_multiprocessing_pools(method):
     with multiprocessing.get_context(method).Pool(2) as pool:
-        answers = pool.map(_remote, range(4))
+        answers = pool.map_async(_remote, range(4)).get(timeout=60)  # a dead worker's never comes
     assert answers == [_remote(seed) for seed in range(4)]
