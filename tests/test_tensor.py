@@ -2,12 +2,14 @@
 
 import itertools
 import random
+import re
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import tilewright as tw
+from tilewright import cuda
 
 bf16 = ml_dtypes.bfloat16
 
@@ -461,11 +463,18 @@ def test_devices():
     assert x.device == "cpu"
     assert x.to("cpu") is x
     assert x.to("bfloat16").dtype == bf16
-    for device in ("cuda", "cuda:1"):
-        with pytest.raises(tw.DeviceError, match=f"to: device must be 'cpu'.*got '{device}'"):
-            x.to(device)
-        with pytest.raises(tw.DeviceError, match=r"tensor: device must be 'cpu'"):
-            tw.tensor([1.0], device=device)
+    with pytest.raises(tw.DeviceError, match=r"to: device must be 'cpu'.*got 'gpu'"):
+        x.to("gpu")
+
+
+@pytest.mark.skipif(not cuda.lacks(), reason="a GPU is there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_missing(device):
+    missing = rf"device 'cuda' can't be used: {re.escape(cuda.lacks())}"
+    with pytest.raises(tw.DeviceError, match=f"^to: {missing}"):
+        tw.tensor([1.0]).to(device)
+    with pytest.raises(tw.DeviceError, match=f"^tensor: {missing}"):
+        tw.tensor([1.0], device=device)
 
 
 def test_out_is_a_write_too():
