@@ -135,8 +135,9 @@ def on_device(x):
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("dims", [64, 128, 256])
-def test_attention(run, programs, dtype, dims):
-    forward("attention", f"1,2,1,20,40,{dims};causal;lse", dtype)
+@pytest.mark.parametrize("rows", [5, 20])  # blocks for few rows, for many
+def test_attention(run, programs, dtype, dims, rows):
+    forward("attention", f"1,2,1,{rows},40,{dims};causal;lse", dtype)
     assert len(programs.ran) == 1
 
 

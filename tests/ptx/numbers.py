@@ -67,9 +67,9 @@ _operation(r"ex2\.approx\.ftz\.f32", lambda x: _flushed(np.exp2(_flushed(x))))
 _operation(r"rcp\.approx\.ftz\.f32", lambda x: _flushed(np.reciprocal(_flushed(x))))
 
 
-@instruction(r"mul\.wide\.[su]32")
+@instruction(r"mul\.wide\.[su](?:16|32)")
 def _mul_wide(b, i):
-    wide = np.dtype(f"{i.type.kind}8")
+    wide = np.dtype(f"{i.type.kind}{2 * i.type.itemsize}")
     x, y = (b.read(o, i.type).astype(wide) for o in i.operands[1:])
     b.write(i.operands[0], x * y)
 
