@@ -66,8 +66,8 @@ def test_queries_of_another_dtype_than_the_pages(rng):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_many_pages_and_chunks(dtype, rng):
     """More than one launch holds, of pieces and of the table; chunks of 512 keys that are split."""
-    k, v = normal(rng, 1, 1, 600, 8), normal(rng, 1, 1, 600, 8)
-    cache = filled(k, v, (599,), dtype=dtype, page=2)
+    k, v = normal(rng, 1, 1, 601, 8), normal(rng, 1, 1, 601, 8)
+    cache = filled(k, v, (600,), dtype=dtype, page=2)
     q = emulated.to_device(normal(rng, 1, 1, 1, 8))
     keys, values = (emulated.to_device(stored(x, dtype)) for x in (k, v))
     got = tw.attention(q, cache.layer(0))

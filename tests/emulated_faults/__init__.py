@@ -5,7 +5,17 @@ A kernel's author adds a row to the kernel's family for each mistake that its te
 
 from __future__ import annotations
 
-from emulated_faults import elementwise, optim, quantize, rows, softmax
+from emulated_faults import (
+    attention,
+    elementwise,
+    int8,
+    kvcache,
+    matmul,
+    optim,
+    quantize,
+    rows,
+    softmax,
+)
 
-FAMILIES = (softmax, rows, elementwise, optim, quantize)
+FAMILIES = (matmul, int8, attention, kvcache, softmax, rows, elementwise, optim, quantize)
 FAULTS = [fault for family in FAMILIES for fault in family.FAULTS]
