@@ -20,26 +20,24 @@ if(NOT TILEWRIGHT_NVCC)
   find_program(TILEWRIGHT_NVCC nvcc HINTS ${nvidia_packages} ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda
                PATH_SUFFIXES bin)
 endif()
-if(NOT TILEWRIGHT_NVCC)
-  set(hint "nvcc is missing: run `python -m pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' "
-           "'nvidia-cuda-runtime==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'`, set CUDA_HOME to an "
-           "installed toolkit, or give it as -DTILEWRIGHT_NVCC=...")
-  string(CONCAT hint ${hint})
+# What is missing ends the build where CUDA is asked for, and is only said where it is AUTO.
+macro(no_cuda)
+  string(CONCAT hint ${ARGN})
   if(TILEWRIGHT_CUDA STREQUAL "AUTO")
     message(STATUS "No CUDA: ${hint}")
     return()
   endif()
   message(FATAL_ERROR "${hint}")
+endmacro()
+if(NOT TILEWRIGHT_NVCC)
+  no_cuda("nvcc is missing: run `python -m pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' "
+          "'nvidia-cuda-runtime==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'`, set CUDA_HOME to an "
+          "installed toolkit, or give it as -DTILEWRIGHT_NVCC=...")
 endif()
 execute_process(COMMAND ${TILEWRIGHT_NVCC} --version OUTPUT_VARIABLE nvcc_version)
 string(REGEX MATCH "release ([0-9]+)" _ "${nvcc_version}")
 if(NOT CMAKE_MATCH_1 OR CMAKE_MATCH_1 LESS 12)
-  set(hint "${TILEWRIGHT_NVCC} is of CUDA ${CMAKE_MATCH_1}; the kernels are C++20 and need 12 or newer")
-  if(TILEWRIGHT_CUDA STREQUAL "AUTO")
-    message(STATUS "No CUDA: ${hint}")
-    return()
-  endif()
-  message(FATAL_ERROR "${hint}")
+  no_cuda("${TILEWRIGHT_NVCC} is of CUDA ${CMAKE_MATCH_1}; the kernels are C++20 and need 12 or newer")
 endif()
 message(STATUS "CUDA kernels: ${TILEWRIGHT_NVCC} for ${TILEWRIGHT_CUDA_ARCHITECTURES}")
 
@@ -58,7 +56,10 @@ set(nvcc_flags
     ${TILEWRIGHT_NVCC_FLAGS})
 # The largest sources take nvcc 2 GB of memory each.
 cmake_host_system_information(RESULT memory QUERY TOTAL_PHYSICAL_MEMORY)
-math(EXPR jobs "(${memory} + 2047) / 2048")
+math(EXPR jobs "${memory} / 2048")
+if(jobs EQUAL 0)
+  set(jobs 1)
+endif()
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS nvcc=${jobs})
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu)
 set(cuda_objects)
