@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 
+import cupy_stand_in
 import emulated
 
-# The generic tests on emulated CUDA: the extension must be in place before tilewright is imported.
+# The generic tests on a device: on emulated CUDA, whose extension must be in place before
+# tilewright is imported, or on a GPU. Both: on a GPU that CuPy's stand-in makes of the emulator.
 if EXTENSION := os.environ.get("TILEWRIGHT_EMULATED"):
     emulated.load(EXTENSION)
+    if os.environ.get("TILEWRIGHT_TEST_DEVICE") == "cuda":
+        sys.modules["cupy"] = cupy_stand_in.module()
 
 import harness
+import on_device
 from tilewright import _core
 
-if EXTENSION:
-    emulated.wrap_ops()
+if os.environ.get("TILEWRIGHT_TEST_DEVICE") == "cuda":
+    import on_cuda
+
+    on_device.use(on_cuda.DEVICE, on_cuda.KIND, on_cuda.to_device)
+    collect_ignore_glob = ["test_emulated*.py"]
+elif EXTENSION:
+    on_device.use(emulated.DEVICE, emulated.EmulatedArray, emulated.to_device)
 else:
     collect_ignore_glob = ["test_emulated*.py"]
+if on_device.device():
+    on_device.wrap_ops()
 
 
 def pytest_addoption(parser):
@@ -50,7 +63,7 @@ def cpu_name():
 
 
 def levels(config):
-    if EXTENSION:
+    if on_device.device():
         return ["generic"]  # kernels of the device have no levels
     wanted = [name for name in config.getoption("--isa").split(",") if name]
     unknown = set(wanted) - set(harness.SUPPORTED_ISAS)

@@ -53,7 +53,12 @@ def module(devices=2):
     cupy.empty = lambda shape, dtype: ndarray(emulated.DEVICE.empty(shape, dtype).host, current[-1])
     cupy.empty_like = lambda x: cupy.empty(x.shape, x.dtype)
     cupy.asarray = lambda x: ndarray(emulated.to_device(np.asarray(x)).host, current[-1])
-    cupy.asnumpy = lambda x, order: x.get()
+    cupy.asnumpy = lambda x: np.array(x.get(), order="C")
+    cupy.from_dlpack = lambda guest: guest.__dlpack__()  # of guests that are the stand-in's own
+    tricks = types.SimpleNamespace(
+        as_strided=lambda x, *layout: x.kin(np.lib.stride_tricks.as_strided(x.host, *layout))
+    )
+    cupy.lib = types.SimpleNamespace(stride_tricks=tricks)
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         runtime=types.SimpleNamespace(getDeviceCount=count),

@@ -5,11 +5,16 @@ Collected only where TILEWRIGHT_EMULATED names an emulated extension (README.md)
 
 from __future__ import annotations
 
+import functools
+import itertools
+import re
+
 import numpy as np
 import pytest
 
 import emulated
 import harness
+import on_device
 import tilewright as tw
 from tilewright import _core
 from tilewright.autograd import NO_TAPE, Context
@@ -49,10 +54,106 @@ def test_memory_is_given_back(x):
     assert _core.emulator.allocated_bytes() == before
 
 
+def _normal(*shape):
+    return emulated.to_device(np.random.default_rng(0).standard_normal(shape).astype(F32))
+
+
+def _with_gradient(op, *inputs):
+    dy = op(*inputs)
+    tensors = [tw.tensor(x, requires_grad=True) for x in inputs]
+
+    def call():
+        for t in tensors:
+            t.grad = None
+        op(*tensors).backward(dy)
+        for t in tensors:
+            t.grad = None
+
+    return call
+
+
+def _append():
+    tokens = _normal(1, 2, 5, 8)
+    return lambda: tw.KVCache(1, 1, 2, 8, 9, page=2).append(0, tokens, tokens)
+
+
+def _quantized():
+    x, w = _normal(5, 40), tw.quantize(_normal(40, 7), axis=1)
+    return lambda: tw.qmatmul(x, w, compute="int8")
+
+
+# name -> a function that makes a call, whose results, workspaces and gradients are on the device
+CALLS = {
+    "softmax": lambda: _with_gradient(tw.softmax, _normal(5, 40)),
+    "matmul": lambda: _with_gradient(tw.matmul, _normal(5, 40), _normal(40, 7)),
+    "layernorm": lambda: _with_gradient(tw.layernorm, _normal(70, 8), _normal(8), _normal(8)),
+    "attention": lambda: _with_gradient(
+        tw.attention, _normal(1, 1, 2, 8), _normal(1, 1, 600, 8), _normal(1, 1, 600, 8)
+    ),
+    "qmatmul": _quantized,
+    "tensor": lambda: functools.partial(tw.tensor, _normal(5, 40)),
+    "KVCache.append": _append,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_out_of_memory_names_the_bytes_and_leaks_nothing(name):
+    """Whichever of its allocations fails: each time there is a little more room."""
+    call = CALLS[name]()
+    before, blamed = _core.emulator.allocated_bytes(), set()
+    for room in itertools.count(0, 256):
+        _core.emulator.set_memory_limit(before + room)
+        try:
+            call()
+            break
+        except tw.DeviceError as error:
+            says = r"(\S+): emulated is out of memory: no room for \d+ bytes"
+            blamed.add(re.match(says, str(error))[1])
+        finally:
+            _core.emulator.set_memory_limit(2**63)
+        assert _core.emulator.allocated_bytes() == before
+    assert blamed == {name}
+
+
+def test_out_of_memory_on_the_way_to_the_device():
+    _core.emulator.set_memory_limit(_core.emulator.allocated_bytes())
+    try:
+        error = r"^emulated is out of memory: no room for 4\d\d bytes"
+        with on_device.left_alone(), pytest.raises(tw.DeviceError, match=error):
+            tw.tensor(np.ones(100, F32)).to("emulated")
+    finally:
+        _core.emulator.set_memory_limit(2**63)
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 def test_nothing_is_packed_on_a_device(quantized, x):
     with pytest.raises(tw.UnsupportedError, match=r"^pack: b must be on the CPU; kernels of a GPU"):
         tw.pack(tw.quantize(x, axis=1) if quantized else x)
+
+
+@pytest.mark.parametrize(
+    "K", [32, 288, 544, 4128]
+)  # part of a step, of a chain, of two; two rounds
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("group_size", "symmetric"), [(None, True), (16, True), (32, False)])
+def test_few_rows_by_quantized_weights_have_the_bits_of_many(K, bits, group_size, symmetric, rng):
+    """The kernel for decoding, and the one that it does the work of."""
+    options = {"bits": bits, "axis": 0, "group_size": group_size, "symmetric": symmetric}
+    q = on_device.moved(tw.quantize(rng.standard_normal((35, K)).astype(F32), **options)).T
+    x = rng.standard_normal((20, K)).astype(F32)
+    x[0, 3], x[1, K - 1] = np.inf, np.nan
+    bias = emulated.to_device(rng.standard_normal(35).astype(F32))
+    ran = []
+    _core.emulator.set_runner(lambda launch: bool(ran.append(launch["what"])))
+    try:
+        many = tw.qmatmul(emulated.to_device(x), q, bias=bias, compute="float").get()
+        assert ran.pop().startswith("matmul_ffma:")
+        for rows in (1, 2, 3, 8):
+            few = tw.qmatmul(emulated.to_device(x[:rows]), q, bias=bias, compute="float").get()
+            assert ran.pop().startswith("qgemm_decode:")
+            assert harness.same_bits(few, many[:rows])
+    finally:
+        _core.emulator.set_runner(None)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 64, 65, 5000])  # blocks of 64, and blocks of those
@@ -200,7 +301,7 @@ def test_quantized_arrays_alone_stay_on_the_device(x, rng):
     w = emulated.to_device(rng.standard_normal((40, 24)).astype(F32))
     here = tw.quantize(x.get(), axis=0, symmetric=False), tw.quantize(w.get(), axis=1)
     there = tw.quantize(x, axis=0, symmetric=False), tw.quantize(w, axis=1)
-    with emulated.left_alone():
+    with on_device.left_alone():
         y, back = tw.qmatmul(*there), tw.dequantize(there[0])
         assert type(y) is type(back) is emulated.EmulatedArray
         assert harness.same_bits(y.get(), tw.qmatmul(*here))

@@ -6,12 +6,13 @@ Collected only where TILEWRIGHT_EMULATED names an emulated extension (README.md)
 from __future__ import annotations
 
 import sys
+import types
 
 import numpy as np
 import pytest
 
 import cupy_stand_in
-import emulated
+import on_device
 import tilewright as tw
 from tilewright import cuda, device
 
@@ -32,7 +33,7 @@ def _put(monkeypatch, module):
 
 @pytest.fixture(autouse=True)
 def _ops_are_the_users():
-    with emulated.left_alone():
+    with on_device.left_alone():
         yield
 
 
@@ -61,6 +62,39 @@ def test_arrays_of_two_devices_are_refused(cupy):
     with pytest.raises(tw.DeviceError, match=error):
         tw.matmul(a, b)
     np.testing.assert_array_equal(tw.matmul(a, b.to("cuda")).numpy(), np.full((2, 2), 2))
+
+
+class Guest:
+    """An array of another library in a GPU's memory, over one of the stand-in's."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self):
+        return self.array
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __array_namespace__(self):
+        return types.SimpleNamespace(from_dlpack=Guest)
+
+
+def test_arrays_of_other_libraries_go_in_and_out(cupy, rng):
+    x = cupy.asarray(rng.standard_normal((3, 8)).astype(F32))
+    y = tw.softmax(Guest(x))
+    assert type(y) is Guest
+    assert y.array.get().tobytes() == tw.softmax(x).get().tobytes()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_the_order_of_axes_stays_on_the_way_back(cupy, order, rng):
+    x = rng.standard_normal((2, 3, 4)).astype(F32)
+    there = device.named("test", "cuda").put(x).transpose(order)
+    back = device.moved(there, None)
+    np.testing.assert_array_equal(back, x.transpose(order))
+    assert back.strides == x.transpose(order).strides
+    assert device.moved(cupy.asarray(np.float32(3)), None) == 3
 
 
 def test_a_module_moves_and_trains(cupy, rng):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import emulated
+import on_device
 import tilewright as tw
 from tilewright.models import GPT, GPTConfig
 from tilewright.training import Checkpoint, Settings, Trainer, save_checkpoint
@@ -16,7 +17,7 @@ from tilewright.training import Checkpoint, Settings, Trainer, save_checkpoint
 
 @pytest.fixture(autouse=True)
 def _ops_are_the_users():
-    with emulated.left_alone():
+    with on_device.left_alone():
         yield
 
 

@@ -10,6 +10,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 import emulated
+import on_device
 import tilewright as tw
 from tilewright import _core
 
@@ -127,5 +128,5 @@ def test_one_cache_is_in_one_memory(rng):
     with pytest.raises(tw.DeviceError, match=r"k must be on the GPU like the tokens before"):
         cache.append(0, host, host)
     error = r"^attention: q must be where the keys of the KVCache are, on the GPU"
-    with emulated.left_alone(), pytest.raises(tw.DeviceError, match=error):
+    with on_device.left_alone(), pytest.raises(tw.DeviceError, match=error):
         tw.attention(host, cache.layer(0))

@@ -74,9 +74,10 @@ bool checked();
 
 // Device memory: host code may touch it like any other. Fresh bytes are 0xFF, a NaN in each float
 // format. A freed range is not handed out again before the arena has been used up.
-void* allocate(std::size_t bytes);  // DeviceError, with the bytes asked for, when there is no room
-void release(void* pointer);        // DeviceError when allocate() did not give it
-std::size_t allocated_bytes();      // what is not released yet
+void* allocate(std::size_t bytes);         // nullptr when there is no room
+void release(void* pointer);               // DeviceError when allocate() did not give it
+std::size_t allocated_bytes();             // what is not released yet
+void set_memory_limit(std::size_t bytes);  // as if the card had no more; the arena is 4 GiB
 std::vector<std::pair<std::uintptr_t, std::size_t>> allocations();  // where, and how many bytes
 
 // Traffic of one line of a kernel, in the hardware's units: wavefronts of shared memory (32 banks

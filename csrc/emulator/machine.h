@@ -116,7 +116,7 @@ struct Machine {
 
   // memory.cc
   std::map<std::uintptr_t, std::size_t> allocations;
-  std::size_t next_offset = 0, allocated = 0;
+  std::size_t next_offset = 0, allocated = 0, memory_limit = kArenaBytes;
   std::uintptr_t last_begin = 0, last_end = 0;           // the allocation touched last
   std::size_t cells_begin = kArenaBytes, cells_end = 0;  // of arena_cells, in use since launching
 

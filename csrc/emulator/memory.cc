@@ -162,16 +162,12 @@ void access_global(std::uintptr_t address, std::size_t bytes, Access kind, Site 
 void* allocate(std::size_t bytes) {
   std::lock_guard lock(machine.mutex);
   std::size_t offset = kArenaBytes;
-  if (bytes < kArenaBytes) {
+  if (machine.allocated + bytes <= machine.memory_limit) {
     const std::size_t need = with_gap(bytes), first = kPage;
     offset = free_offset(std::max(machine.next_offset, first), need);
     if (offset == kArenaBytes) offset = free_offset(first, need);
   }
-  if (offset == kArenaBytes) {
-    throw DeviceError("out of emulated device memory: " + std::to_string(bytes) +
-                      " bytes asked for, " + std::to_string(machine.allocated) + " of " +
-                      std::to_string(kArenaBytes) + " in use");
-  }
+  if (offset == kArenaBytes) return nullptr;
   char* p = machine.arena + offset;
   machine.allocations[number(p)] = bytes;
   machine.allocated += bytes;
@@ -200,6 +196,11 @@ void release(void* pointer) {
 std::size_t allocated_bytes() {
   std::lock_guard lock(machine.mutex);
   return machine.allocated;
+}
+
+void set_memory_limit(std::size_t bytes) {
+  std::lock_guard lock(machine.mutex);
+  machine.memory_limit = std::min(bytes, kArenaBytes);
 }
 
 std::vector<std::pair<std::uintptr_t, std::size_t>> allocations() {

@@ -107,7 +107,7 @@ class Node:
                     "saved it; compute the gradient first, or write to a copy"
                 )
         assert self.op.backward is not None
-        with running_on(self.ctx.device):
+        with running_on(self.ctx.device, self.op.name):
             found = self.op.backward(self.ctx, *douts)
         self.ctx = None
         if len(self.op.grads) == 1 and not isinstance(found, tuple):
@@ -265,7 +265,7 @@ def apply(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op.check_out(named.get("out"), positional, named)
         _mark_written(out)
     try:
-        with running_on(arrays.device):
+        with running_on(arrays.device, op.name):
             result = op.forward(ctx, *positional, **named)
     except TypeError as error:
         op.check_numbers(error, positional, named)

@@ -17,7 +17,7 @@ from tilewright.device import Device, register
 from tilewright.errors import DeviceError
 
 _INSTALL = "python -m pip install"
-_CUPY = f"{_INSTALL} 'cupy-cuda13x>=13.6'"
+_CUPY = f"{_INSTALL} 'cupy-cuda13x>=14'"
 _BUILD = f"TILEWRIGHT_CUDA=ON {_INSTALL} --no-binary tilewright tilewright"
 
 
@@ -58,7 +58,8 @@ class CudaDevice:
             return self._cupy.asarray(x)
 
     def get(self, x: Any) -> Any:
-        return self._cupy.asnumpy(x, order="K")
+        order = sorted(range(x.ndim), key=lambda d: -abs(x.strides[d]))  # CuPy keeps none itself
+        return self._cupy.asnumpy(x.transpose(order)).transpose(np.argsort(order))
 
     def stream(self) -> int:
         return int(self._cupy.cuda.get_current_stream().ptr)

@@ -118,7 +118,12 @@ def moved(x: Any, device: Device | None) -> Any:
     if here is device:
         return x
     host = x if here is None else here.get(x)
-    return host if device is None else device.put(host)
+    if device is None:
+        return host
+    try:
+        return device.put(host)
+    except MemoryError as error:
+        raise DeviceError(f"{device.name} is out of memory: {error}") from None
 
 
 def empty(shape: Any, dtype: Any, device: Device | None) -> Any:
@@ -126,23 +131,29 @@ def empty(shape: Any, dtype: Any, device: Device | None) -> Any:
     return np.empty(shape, dtype) if device is None else device.empty(shape, dtype)
 
 
-def running_on(device: Device | None) -> AbstractContextManager[Any]:
-    """Run the calls inside the block on a device: results are its arrays. None changes nothing."""
-    return _NOTHING if device is None else _Running(device)
+def running_on(device: Device | None, op: str) -> AbstractContextManager[Any]:
+    """Run the calls inside the block on a device: results are its arrays. None changes nothing.
+
+    Raises:
+        DeviceError: its memory is used up; names the op and the bytes asked for.
+    """
+    return _NOTHING if device is None else _Running(device, op)
 
 
 _NOTHING = nullcontext()
 
 
 class _Running:
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, op: str) -> None:
+        self.device, self.op = device, op
 
     def __enter__(self) -> None:
         self.current = self.device.current()
         self.current.__enter__()
         self.before = _gpu.enter_gpu(self.device, self.device.stream())
 
-    def __exit__(self, *failed: Any) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         _gpu.leave_gpu(self.before)
-        self.current.__exit__(*failed)
+        self.current.__exit__(kind, error, trace)
+        if isinstance(error, MemoryError):  # ours, or CuPy's: both say how many bytes
+            raise DeviceError(f"{self.op}: {self.device.name} is out of memory: {error}") from None

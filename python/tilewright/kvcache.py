@@ -95,7 +95,7 @@ class KVCache:
                 nothing is appended. DtypeError. DeviceError: k is not where the tokens before are.
         """
         k, v = unwrap(k, "KVCache.append: k"), unwrap(v, "KVCache.append: v")
-        with running_on(device_of(k)):
+        with running_on(device_of(k), "KVCache.append"):
             self._core.append(layer, k, v)
 
     def layer(self, index: int) -> CacheLayer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 import tilewright
-from tilewright.device import as_array, device_of, is_device_name, moved, named
+from tilewright.device import as_array, device_of, is_device_name, moved, named, running_on
 from tilewright.errors import DtypeError
 from tilewright.interop import capsule_of
 
@@ -315,8 +315,9 @@ def tensor(
     """
     target = named("tensor", device)
     x = _tw.autograd.unwrap(x, "tensor: x")
-    on_cpu = device_of(x) is None
-    array = np.array(x, dtype=dtype) if on_cpu else x.astype(dtype or x.dtype)  # a copy, there
+    here = device_of(x)
+    with running_on(here, "tensor"):  # the copy is there
+        array = np.array(x, dtype=dtype) if here is None else x.astype(dtype or x.dtype)
     if array.dtype == np.float64 and dtype is None and not hasattr(x, "dtype"):
         array = array.astype(np.float32)
     check_dtype("tensor", "x", array)

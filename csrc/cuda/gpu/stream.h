@@ -1,6 +1,7 @@
 // Where a thread's launches go, and memory that lasts for one call. The host's side of the gpu layer.
 #pragma once
 #include <cstddef>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -21,17 +22,29 @@ inline Stream current_stream() {
   return static_cast<Stream>(t_stream);
 }
 
+// Python's MemoryError, as CuPy's own: whoever made the device current adds which op it was.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  OutOfMemory(std::size_t bytes, const char* why)
+      : what_("no room for " + std::to_string(bytes) + " bytes (" + why + ")") {}
+  const char* what() const noexcept override { return what_.c_str(); }
+
+ private:
+  std::string what_;
+};
+
 // Device memory in the order of a stream: released, it stays until the launches before are done.
 inline void* allocate(std::size_t bytes, [[maybe_unused]] Stream stream) {
 #ifdef TILEWRIGHT_EMULATE
-  return emulator::allocate(bytes);
+  void* const data = emulator::allocate(bytes);
+  const char* const why = "out of memory";
 #else
   void* data = nullptr;
-  const cudaError_t code = cudaMallocAsync(&data, bytes, stream);
-  if (code == cudaSuccess) return data;
-  throw DeviceError("no room for " + std::to_string(bytes) +
-                    " bytes on the GPU: " + cudaGetErrorString(code));
+  const char* const why = cudaGetErrorString(cudaMallocAsync(&data, bytes, stream));
+  if (!data) cudaGetLastError();  // else the next launch would answer for it
 #endif
+  if (data) return data;
+  throw OutOfMemory(bytes, why);
 }
 inline void release(void* data, [[maybe_unused]] Stream stream) {
 #ifdef TILEWRIGHT_EMULATE

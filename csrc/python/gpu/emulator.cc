@@ -7,6 +7,7 @@
 
 #include <optional>
 
+#include "cuda/gpu/stream.h"
 #include "python/gpu/emulator.h"
 
 namespace py = pybind11;
@@ -16,7 +17,7 @@ namespace {
 
 // Bytes of device memory, which NumPy may look at like any other.
 py::array allocate(size_t bytes) {
-  void* const data = emulator::allocate(bytes);
+  void* const data = gpu::allocate(bytes, gpu::Stream{});
   const py::capsule owner(data, [](void* p) { emulator::release(p); });
   return py::array_t<uint8_t>({bytes}, {1}, static_cast<uint8_t*>(data), owner);
 }
@@ -93,6 +94,8 @@ py::dict take_counters() {
 void register_emulator(py::module_& m) {
   py::module_ e = m.def_submodule("emulator", "runs CUDA kernels on the CPU, and checks them");
   e.def("allocate", &allocate, py::arg("bytes"), "fresh bytes are 0xFF");
+  e.def("set_memory_limit", &emulator::set_memory_limit, py::arg("bytes"),
+        "what may be allocated at once, as if the card had no more");
   e.def("allocated_bytes", &emulator::allocated_bytes, "what is not released yet");
   e.def("allocations", &emulator::allocations, "the address and size of each");
   e.def("set_runner", &set_runner, py::arg("runner"),

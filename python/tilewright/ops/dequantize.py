@@ -43,7 +43,7 @@ class dequantize:
             return y
         if not isinstance(q, QuantizedArray):
             raise DtypeError(f"dequantize: q must be a QuantizedArray, got {type(q).__name__}")
-        with running_on(device_of(q.data)):  # the caller has not looked into q
+        with running_on(device_of(q.data), "dequantize"):  # the caller has not looked into q
             y = empty_in_order(q.data, np.float32, q.shape) if out is None else out
             axis, group = -1 if q.axis is None else q.axis, q.group_size or 0
             _core.dequantize(q.data, q.scale, q.offset, axis, y, q.bits, group, q.along)

@@ -88,7 +88,9 @@ class qmatmul:
         right = qb if packed else right_hand_side("qmatmul", "qb", qb)
 
         def product(bias: Any, activation: str | None, residual: Any, out: Any) -> Any:
-            with running_on(device_of(left)):  # the caller has not looked into a quantized a
+            with running_on(
+                device_of(left), "qmatmul"
+            ):  # the caller has not looked into a quantized a
                 return _core.qmatmul(
                     left, scale, offset, right, bias, activation, residual, floats, out
                 )

@@ -41,7 +41,7 @@ def clip_grad_norm_(
     scale = max_norm / (norm + 1e-6)
     if not scale >= 1.0:
         for device, some in _by_device(grads).items():
-            with running_on(device):
+            with running_on(device, "clip_grad_norm_"):
                 _core.scale_tensors(some, scale)
     return norm
 
@@ -71,7 +71,7 @@ def _norm(grads: list[Any], p: float) -> float:
     if p == 2.0:
         total = 0.0
         for device, some in _by_device(grads).items():
-            with running_on(device):
+            with running_on(device, "clip_grad_norm_"):
                 total += _core.sum_squares(some)
         return math.sqrt(total)
     sizes = [np.abs(g.astype(np.float64)) for g in grads if g.size]

@@ -140,7 +140,7 @@ class Optimizer:
                 states = [self.state[p] for p in params]
                 slots = {slot: [s[slot] for s in states] for slot in self._slots(group)}
                 data, grads = [p.data for p in params], [p.grad for p in params]
-                with running_on(device):
+                with running_on(device, type(self).__name__):
                     self._update(group, data, grads, slots, step, fresh)
                 for p, state in zip(params, states, strict=True):
                     state["step"] = step
