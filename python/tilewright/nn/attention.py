@@ -8,6 +8,7 @@ import numpy as np
 
 from tilewright import _core, random
 from tilewright.autograd import Tensor, unwrap
+from tilewright.device import as_array, device_of, moved
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.nn import init
 from tilewright.nn.linear import Linear
@@ -184,7 +185,7 @@ class MultiheadAttention(Module):
         if is_causal and more:  # the added keys come after the last position, for all to see
             masks.append(np.triu(np.ones((1, 1, L, S), np.bool_), 1))
             is_causal = False
-        mask = _kernel_mask(masks, more)
+        mask = _kernel_mask([moved(m, device_of(q.data)) for m in masks], more)
         drops = self.training and self.dropout > 0.0
         weights = None
         if q is k is v and not (more or drops or need_weights) and self.in_proj_weight is not None:
@@ -204,7 +205,7 @@ class MultiheadAttention(Module):
 
     def _batch_first(self, name: str, x: Any, size: int, single: bool) -> Any:
         """An input as a Tensor (B, T, C)."""
-        x = x if isinstance(x, Tensor) else Tensor(np.asarray(x))
+        x = x if isinstance(x, Tensor) else Tensor(as_array(x))
         if x.ndim != (2 if single else 3) or x.shape[-1] != size:
             raise ShapeError(
                 f"MultiheadAttention: {name} must have {2 if single else 3} axes, the last of "
@@ -231,7 +232,9 @@ class MultiheadAttention(Module):
             if extra is not None:
                 y = tw.concatenate([y, extra.to(y.dtype).broadcast_to(B, 1, E)], axis=1)
             if i and self.add_zero_attn:
-                y = tw.concatenate([y, Tensor(np.zeros((B, 1, E), y.dtype))], axis=1)
+                y = tw.concatenate(
+                    [y, Tensor(np.zeros_like(y.data[:, :1], shape=(B, 1, E)))], axis=1
+                )
             y = y.reshape(B, y.shape[1], self.num_heads, E // self.num_heads)
             found.append(y.transpose(1, 2))
         return found
@@ -268,7 +271,9 @@ def _weights(q: Any, k: Any, lse: Any, mask: Any, causal: bool) -> Any:
     L, S = q.shape[2], k.shape[2]
     scale = float(q.shape[-1]) ** -0.5
     scores = tw.matmul(q, k.transpose(2, 3), alpha=scale, out_dtype=np.float32)
-    seen = np.tri(L, S, S - L, dtype=np.bool_) if causal else np.True_
+    seen = np.True_
+    if causal:
+        seen = moved(np.tri(L, S, S - L, dtype=np.bool_), device_of(q.data))
     if mask is not None and mask.dtype == np.bool_:
         seen = seen & mask
     elif mask is not None:
@@ -307,7 +312,7 @@ def _ignored(attn: Any, padding: Any, sizes: tuple[int, ...], single: bool) -> l
 def _array(name: str, mask: Any) -> Any:
     if getattr(mask, "requires_grad", False):
         raise UnsupportedError(f"MultiheadAttention: {name} can't have a gradient")
-    return np.asarray(unwrap(mask))
+    return as_array(unwrap(mask))
 
 
 def _kernel_mask(masks: list[Any], more: int) -> Any:

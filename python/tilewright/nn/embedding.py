@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.autograd import unwrap
+from tilewright.device import as_array
 from tilewright.errors import ShapeError
 from tilewright.nn import init
 from tilewright.nn.module import Module, Parameter, tw
@@ -45,7 +46,7 @@ class Embedding(Module):
         y = tw.embedding(ids, self.weight)
         if self.padding_idx is None or not y.requires_grad:
             return y
-        pads = np.asarray(unwrap(ids)) == self.padding_idx
+        pads = as_array(unwrap(ids)) == self.padding_idx
         return tw.where(pads[..., None], y.detach(), y)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilewright.autograd import Tensor, unwrap
+from tilewright.device import as_array
 from tilewright.errors import DtypeError, ShapeError
 from tilewright.nn.module import Module, tw
 from tilewright.registry import Context, rule
@@ -43,8 +44,8 @@ def _reduced(losses: Any, reduction: str, divisor: float) -> Any:
         return losses.astype(np.float32, copy=False)
     total = losses.sum(dtype=np.float64)
     if reduction != "sum":
-        total = total / divisor if divisor else np.nan
-    return np.asarray(total, np.float32)
+        total = total / (divisor or np.nan)
+    return as_array(total).astype(np.float32)
 
 
 # Element by element ---------------------------------------------------------------------------
@@ -101,7 +102,7 @@ _elementwise: Any = rule(grads=("x", "y"))(_Elementwise)
 
 
 def _checked(name: str, arg: str, x: Any) -> Any:
-    x = np.asarray(x)
+    x = as_array(x)
     check_dtype(name, arg, x)
     if not is_float(x.dtype):
         raise DtypeError(f"{name}: {arg} must be floating, got {x.dtype}")
@@ -222,7 +223,7 @@ class BCELoss(_ElementwiseLoss):
         Raises:
             ValueError: an x is outside of [0, 1].
         """
-        p = np.asarray(unwrap(x))
+        p = as_array(unwrap(x))
         if (p < 0).any() or (p > 1).any():
             raise ValueError("BCELoss: x must be probabilities in [0, 1]")
         return super().forward(x, y)
@@ -375,7 +376,7 @@ class _Nll:
     def forward(
         ctx: Context, x: Any, target: Any, weight: Any, reduction: str, ignore_index: int
     ) -> Any:
-        x, target = _checked("NLLLoss", "x", x), np.asarray(target)
+        x, target = _checked("NLLLoss", "x", x), as_array(target)
         if target.shape != x.shape[:-1]:
             raise ShapeError(
                 f"NLLLoss: target must have shape {x.shape[:-1]}, one id for each row of x, "
@@ -395,13 +396,13 @@ class _Nll:
         factors = factors.astype(np.float32)
         divisor = float(factors.sum(dtype=np.float64)) if reduction == "mean" else 1.0
         ctx.save(x, ids, factors, divisor)
-        picked = np.take_along_axis(x, ids, -1)[..., 0] if C else np.zeros(target.shape)
+        picked = np.take_along_axis(x, ids, -1)[..., 0] if C else np.zeros_like(factors)
         return _reduced(np.where(counts, -picked * factors, 0.0), reduction, divisor)
 
     @staticmethod
     def backward(ctx: Context, dloss: Any) -> Any:
         x, ids, factors, divisor = ctx.saved
-        dx = np.zeros(x.shape, np.float32)
+        dx = np.zeros_like(x, np.float32)
         if dx.size:
             scale = dloss / np.float32(divisor or 1.0)  # no target counts: factors are 0
             np.put_along_axis(dx, ids, (-factors * scale)[..., None], -1)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from tilewright.device import as_array
 from tilewright.errors import ShapeError
 from tilewright.nn.module import Module, Parameter
 from tilewright.registry import Context, Op, rule
@@ -22,7 +23,7 @@ def _pointwise(name: str, value: Callable[..., Any], slope: Callable[..., Any]) 
     """
 
     def forward(ctx: Context, x: Any, options: tuple[float, ...] = ()) -> Any:
-        x, options = np.asarray(x), tuple(map(np.float32, options))
+        x, options = as_array(x), tuple(map(np.float32, options))
         check_dtype(name, "x", x)
         ctx.save(x, options)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -268,7 +269,7 @@ class Softsign(_Pointwise):
 class _prelu:
     @staticmethod
     def forward(ctx: Context, x: Any, weight: Any) -> Any:
-        x, weight = np.asarray(x), np.asarray(weight)
+        x, weight = as_array(x), as_array(weight)
         check_dtype("PReLU", "x", x)
         channels = x.shape[1] if x.ndim > 1 else 1
         if weight.shape not in ((1,), (channels,)):

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.autograd import unwrap
+from tilewright.device import device_of, moved
 from tilewright.errors import ShapeError
 from tilewright.nn.dropout import Dropout
 from tilewright.nn.module import Module, tw
@@ -74,7 +76,7 @@ class SinusoidalPositionalEncoding(Module):
         rows = self.table(offset + T)[offset:]
         if batched and not self.batch_first:
             rows = rows[:, None]
-        return self.dropout(x + rows.astype(x.dtype))
+        return self.dropout(x + moved(rows.astype(x.dtype), device_of(unwrap(x))))
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, batch_first={self.batch_first}"
@@ -120,7 +122,8 @@ class RotaryEmbedding(Module):
         offsets = np.asarray(offset)
         cos, sin = self.table(int(offsets.max(initial=0)) + T)
         at = offsets[..., None] + np.arange(T) if offsets.ndim else slice(offset, offset + T)
-        return tw.rope(x, cos[at], sin[at], interleaved=self.interleaved)
+        cos, sin = (moved(rows[at], device_of(unwrap(x))) for rows in (cos, sin))
+        return tw.rope(x, cos, sin, interleaved=self.interleaved)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, base={self.base}, interleaved={self.interleaved}"
