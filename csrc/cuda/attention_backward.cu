@@ -71,19 +71,41 @@ struct RowSums {
   }
 };
 
+// Some elements of the rows of a warp, of O and dO. The padding spreads a column over the banks.
+constexpr int kDeltaThreads = 64;
+struct DeltaRows {
+  float out[32][33], dout[32][33];
+};
+
 // delta, a thread a row: one chain in ascending order, as float32's dP is. So where a row sees one
-// key, and O is its V, dP - delta is exactly 0.
-__global__ void attention_delta_kernel(Gradients g, std::int64_t rows) {
-  const std::int64_t row = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (row >= rows) return;
+// key, and O is its V, dP - delta is exactly 0. A warp reads row by row, whole sectors, 32 elements
+// of each of its rows at a time.
+__global__ void __launch_bounds__(kDeltaThreads)
+    attention_delta_kernel(Gradients g, std::int64_t rows) {
+  auto& memory = gpu::shared_memory<DeltaRows[kDeltaThreads / 32]>()[threadIdx.x / 32];
+  const int lane = lane_id(), dims = static_cast<int>(g.out.shape[3]);
+  const std::int64_t own = std::int64_t(blockIdx.x) * kDeltaThreads + threadIdx.x;
+  const std::int64_t row = min(own, rows - 1);  // lanes beyond help to read
   const std::int64_t t = row % g.lse.shape[2], bh = row / g.lse.shape[2];
   const std::int64_t h = bh % g.lse.shape[1], b = bh / g.lse.shape[1];
-  const std::int64_t at_dout = g.dout.row(b, h, t), at_out = g.out.row(b, h, t);
+  const std::int64_t of_dout = g.dout.row(b, h, t), of_out = g.out.row(b, h, t);
   float sum = 0;
-  for (std::int64_t d = 0; d < g.out.shape[3]; ++d) {
-    sum = fmaf(g.dout.element(at_dout + d * g.dout.stride[3]),
-               g.out.element(at_out + d * g.out.stride[3]), sum);
+  for (int first = 0; first < dims; first += 32) {
+    const int d = first + lane;
+    for (int r = 0; r < 32; ++r) {
+      const std::int64_t at_dout = __shfl_sync(kAllLanes, of_dout, r);
+      const std::int64_t at_out = __shfl_sync(kAllLanes, of_out, r);
+      if (d >= dims) continue;
+      memory.dout[r][lane] = g.dout.element(at_dout + d * g.dout.stride[3]);
+      memory.out[r][lane] = g.out.element(at_out + d * g.out.stride[3]);
+    }
+    __syncwarp();
+    for (int i = 0; i < min(32, dims - first); ++i) {
+      sum = fmaf(memory.dout[lane][i], memory.out[lane][i], sum);
+    }
+    __syncwarp();
   }
+  if (own >= rows) return;
   if (g.dlse) sum -= static_cast<const float*>(g.dlse.data)[g.dlse.row(b, h, t)];
   static_cast<float*>(g.delta.data)[row] = sum;
 }
@@ -342,8 +364,9 @@ void run(const Problem& p, Gradients g) {
   g.delta.data = workspace.as<float>();
   g.delta.stride[0] = p.heads * p.rows, g.delta.stride[1] = p.rows, g.delta.stride[2] = 1;
   if (rows > 0) {
-    gpu::launch("attention_delta", attention_delta_kernel, dim3(blocks_for(rows, 64)), dim3(64), 0,
-                gpu::current_stream(), g, rows);
+    gpu::launch("attention_delta", attention_delta_kernel, dim3(blocks_for(rows, kDeltaThreads)),
+                dim3(kDeltaThreads), sizeof(DeltaRows[kDeltaThreads / 32]), gpu::current_stream(),
+                g, rows);
   }
   const DType dtype = dtype_for({&p.q, &p.k, &p.v, &g.dout});
   with_config(dtype, std::max(p.dims, p.dims_v), [&]<class T, class Dims>(T, Dims) {
