@@ -9,6 +9,8 @@
 
 namespace tilewright::cuda {
 
+constexpr unsigned kAllLanes = 0xffffffffu;  // of a warp, in shuffles
+
 // --- elements: 16-bit floats are storage, arithmetic is float32, stores round to the nearest even
 
 struct Mixed {};  // Element of a kernel whose arrays differ in dtype

@@ -25,7 +25,6 @@ namespace tilewright::cuda::attention {
 
 constexpr int kChunk = 512;
 constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
-constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr std::int64_t kNowhere = INT64_MIN;  // the place of a line that does not exist
 
 // Where the pages of a KVCache begin, for each sequence, in elements from an operand's data.
@@ -141,7 +140,7 @@ __device__ inline Sequence sequence_at(const Problem& p, std::int64_t i) {
       element += static_cast<std::uint64_t>(p.heads * (p.ends_q[j + 1] - p.ends_q[j])) *
                  static_cast<std::uint64_t>(p.ends_k[j + 1] - p.ends_k[j]);
     }
-    for (int d = 16; d; d /= 2) element += __shfl_xor_sync(kWholeWarp, element, d);
+    for (int d = 16; d; d /= 2) element += __shfl_xor_sync(kAllLanes, element, d);
   }
   return {i, 0, q, rows, k, keys, keys, element};
 }

@@ -70,12 +70,12 @@ __device__ float rescaled(float before, float after) {
 }
 
 __device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kWholeWarp, x, 2));
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
 }
 __device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(kWholeWarp, x, 1);
-  return x + __shfl_xor_sync(kWholeWarp, x, 2);
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
 // What some keys say about a warp's rows, by accumulators: h is 0 for line g and 1 for line g + 8.
@@ -243,7 +243,7 @@ __device__ void run_keys(const Problem& p, const Job& job, Keys seen, bool guard
           for (int e = 0; e < 4; ++e) some = some || weights[n][e] != -INFINITY;
         }
       }
-      if (__any_sync(kWholeWarp, some)) {
+      if (__any_sync(kAllLanes, some)) {
         state.weigh(weights);
         if (p.dropping) drop<false>(p, shared.rows, tile * N, weights);
         const Weights<T, N / 8, 2> left(shared.weights, weights);

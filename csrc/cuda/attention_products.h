@@ -254,7 +254,7 @@ struct Weights {
 #pragma unroll
       for (int e = 0; e < 4; ++e) found = found || up[e] > 0 || down[e] > 0;
       // Decided at once: else `up` and `down` of all n would wait in registers.
-      if (!__any_sync(kWholeWarp, found)) continue;
+      if (!__any_sync(kAllLanes, found)) continue;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         o[n][e] = o[n][e] + (up[e] > 0 ? INFINITY : 0.0f) - (down[e] > 0 ? INFINITY : 0.0f);

@@ -20,9 +20,17 @@ TileSize tile_size(const Product& p);
 // products count.
 enum class Multiply : std::uint8_t { bf16, f16, tf32, tf32x3 };
 
+// Multiply-adds of float32 that are one sum; an output is the sum of such chains, in order of k.
+constexpr std::int64_t kChain = 256;
+
 void matmul_ffma(const Product& p, TileSize size);
 void matmul_ffma(const Product& p, TileSize size, const Weights& b);  // instead of p.b
 void matmul_mma(const Product& p, TileSize size, Multiply kind);
+
+// matmul_ffma for few rows and weights that lie along K (qgemm_decode.cu): its bits, from each byte of
+// the weights once.
+bool is_decode(const Product& p, const Weights& b);
+void qgemm_decode(const Product& p, const Weights& b);
 
 // matmul() with tiles of a given size.
 void matmul(const Matmul& op, TileSize size);

@@ -29,7 +29,6 @@ namespace tilewright::cuda {
 namespace {
 
 constexpr int kDepth = 16, kStages = 2;
-constexpr std::int64_t kChain = 256;
 static_assert(kChain % kDepth == 0);
 
 // Warps of a block, and groups of 4 x 4 sums of a thread.

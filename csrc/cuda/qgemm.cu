@@ -6,6 +6,7 @@
 //                          4 bits       int8_mma.cu, unpacked on the way into shared memory
 //     qmatmul by floats                 matmul_ffma.cu, b made floats on the way into shared memory:
 //                                       the bits are those of matmul(a, dequantized b)
+//                          few rows     qgemm_decode.cu: the same bits
 #include "cuda/int8.h"
 #include "cuda/kernels.h"
 #include "cuda/matmul.h"
@@ -107,6 +108,7 @@ void by_floats(const QuantizedMatmul& op, const Weights& b) {
   p.b_major = b.line_stride == 1 && b.k_stride != 1 ? Major::line : Major::k;
   set_bias(p, op.bias);
   p.activation = op.activation;
+  if (is_decode(p, b)) return qgemm_decode(p, b);
   matmul_ffma(p, tile_size(p), b);
 }
 

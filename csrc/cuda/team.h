@@ -11,7 +11,6 @@
 
 namespace tilewright::cuda {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr std::int64_t kLongestOfWarp = 1024;
 
 __device__ inline float warp_sum(float x) {

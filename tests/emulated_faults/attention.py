@@ -41,7 +41,7 @@ FAULTS = [
     Fault(
         "a row's maximum is that of half a quad",
         "attention_forward.cu",
-        "  return fmaxf(x, __shfl_xor_sync(kWholeWarp, x, 2));",
+        "  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));",
         "  return x;",
         WRONG,
         test=CASE,

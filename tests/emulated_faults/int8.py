@@ -1,4 +1,4 @@
-"""Faults of int8_mma.cu."""
+"""Faults of int8_mma.cu and qgemm_decode.cu."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ GROUPED = {
     "test": "matches_reference and -qmatmul[15 and 513",
     "tests": ("forward",),
 }
+FEW = "few_rows_by_quantized"
+DECODE = {"source": "qgemm_decode.cu", "test": f"{FEW} and 288 and 16-True", "tests": ("emulated",)}
 
 FAULTS = [
     Fault(
@@ -56,5 +58,37 @@ FAULTS = [
         "end = q.p.K",
         WRONG,
         **GROUPED,
+    ),
+    Fault(
+        "halves of a lane's weights change places",
+        "qgemm_decode.cu",
+        "{own ? got : of_first, own ? of_second : got}",
+        "{own ? of_second : got, own ? got : of_first}",
+        FEW,
+        **DECODE,
+    ),
+    Fault(
+        "a is read while other lanes still write it",
+        "qgemm_decode.cu",
+        "      __syncwarp();\n      // 3.",
+        "      // 3.",
+        "race",
+        **DECODE,
+    ),
+    Fault(
+        "chains are added before all of them are there",
+        "qgemm_decode.cu",
+        "    __syncthreads();\n    if (of_sum < kRows",
+        "    if (of_sum < kRows",
+        "race",
+        **DECODE,
+    ),
+    Fault(
+        "no bound for the lanes of the last columns",
+        "qgemm_decode.cu",
+        "min(place.column + lane / 2, p.N - 1)",
+        "place.column + lane / 2",
+        BOUNDS,
+        **DECODE,
     ),
 ]
