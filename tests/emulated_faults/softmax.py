@@ -72,7 +72,7 @@ FAULTS = [
     ),
     Fault(
         "a lane missing from the mask of a shuffle",
-        "team.h",
+        "array.h",
         "kAllLanes = 0xffffffffu",
         "kAllLanes = 0x7fffffffu",
         "which does not take part",
