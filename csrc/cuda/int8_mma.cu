@@ -31,18 +31,9 @@ namespace {
 
 constexpr int kStages = 3, kDepth = 64;
 
-// Warps of a block, and 16 x 8 tiles of a warp.
-template <int down, int across, int tiles_down, int tiles_across>
-struct Shape {
-  static constexpr int kWarpsDown = down, kWarps = down * across, kThreads = 32 * kWarps;
-  static constexpr int kBlocks = kThreads > 128 ? 1 : 2;  // of a processor, by their registers
-  static constexpr int kTilesDown = tiles_down, kTilesAcross = tiles_across;
-  static constexpr int kWarpRows = 16 * tiles_down, kWarpColumns = 8 * tiles_across;
-  static constexpr int kRows = down * kWarpRows, kColumns = across * kWarpColumns;
-};
 template <bool grouped>
-using Large = std::conditional_t<grouped, Shape<4, 2, 2, 4>, Shape<2, 2, 4, 8>>;
-using Flat = Shape<1, 4, 1, 4>;
+using Large = std::conditional_t<grouped, MmaShape<4, 2, 2, 4>, MmaShape<2, 2, 4, 8>>;
+using Flat = MmaShape<1, 4, 1, 4>;
 
 template <int lines>
 using ByteTile = Tile<std::uint8_t, Major::k, lines, kDepth, Swizzle::rows>;

@@ -38,22 +38,12 @@ namespace {
 
 constexpr int kStages = 3, kDepthBytes = 64;
 
-// Warps of a block, and 16 x 8 tiles of a warp.
-template <int down, int across, int tiles_down, int tiles_across>
-struct Shape {
-  static constexpr int kWarpsDown = down, kWarps = down * across, kThreads = 32 * kWarps;
-  static constexpr int kBlocks = kThreads > 128 ? 1 : 2;  // of a processor, by their registers
-  static constexpr int kTilesDown = tiles_down, kTilesAcross = tiles_across;
-  static constexpr int kWarpRows = 16 * tiles_down, kWarpColumns = 8 * tiles_across;
-  static constexpr int kRows = down * kWarpRows, kColumns = across * kWarpColumns;
-  static_assert(tiles_across % 2 == 0, "two columns of tiles come by one ldmatrix");
-};
 template <Multiply kind>
 constexpr bool kIsTf32 = kind == Multiply::tf32 || kind == Multiply::tf32x3;
 template <Multiply kind>
-using Large = std::conditional_t<kIsTf32<kind>, Shape<2, 4, 4, 4>, Shape<2, 2, 4, 8>>;
-using Medium = Shape<2, 2, 2, 4>;
-using Flat = Shape<1, 4, 1, 4>;
+using Large = std::conditional_t<kIsTf32<kind>, MmaShape<2, 4, 4, 4>, MmaShape<2, 2, 4, 8>>;
+using Medium = MmaShape<2, 2, 2, 4>;
+using Flat = MmaShape<1, 4, 1, 4>;
 
 template <Multiply kind>
 using Stored = std::conditional_t<kIsTf32<kind>, float, std::uint16_t>;

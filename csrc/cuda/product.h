@@ -135,6 +135,17 @@ __device__ inline void store_sums(const Product& p, const Place& place, std::int
   finish_four(p, place, row, column, y);
 }
 
+// A block of tensor-core sums: its warps, and each warp's tiles of 16 x 8, the shape of one mma.
+template <int down, int across, int tiles_down, int tiles_across>
+struct MmaShape {
+  static constexpr int kWarpsDown = down, kWarps = down * across, kThreads = 32 * kWarps;
+  static constexpr int kBlocks = kThreads > 128 ? 1 : 2;  // of a processor, by their registers
+  static constexpr int kTilesDown = tiles_down, kTilesAcross = tiles_across;
+  static constexpr int kWarpRows = 16 * tiles_down, kWarpColumns = 8 * tiles_across;
+  static constexpr int kRows = down * kWarpRows, kColumns = across * kWarpColumns;
+  static_assert(tiles_across % 2 == 0, "two columns of tiles come by one ldmatrix");
+};
+
 // 16 rows of a warp's sums in shared memory, between threads that hold parts of many rows and
 // threads that store four neighbours each, a row's 32 bytes and more at once. The padding spreads
 // what is written over the banks.
