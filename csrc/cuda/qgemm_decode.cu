@@ -49,6 +49,11 @@ __device__ inline uint4 from_neighbour(const uint4& x) {
                     __shfl_xor_sync(kAllLanes, x.z, 1), __shfl_xor_sync(kAllLanes, x.w, 1));
 }
 
+// a or b, word by word: of two structs nvcc would choose the address, and keep both in memory.
+__device__ inline uint4 chosen(bool first, const uint4& a, const uint4& b) {
+  return make_uint4(first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w);
+}
+
 // Weight i of a word.
 template <int bits>
 __device__ inline float weight(std::uint32_t word, int i, bool is_signed) {
@@ -59,7 +64,7 @@ __device__ inline float weight(std::uint32_t word, int i, bool is_signed) {
 }
 
 template <int kRows, int bits>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)  // left to itself, ptxas spills for a third block
     decode_kernel(const __grid_constant__ Product p, const __grid_constant__ Weights b) {
   constexpr int N = kStep<bits>, kInWord = 32 / bits, kWords = kPart / kInWord;
   auto& shared = gpu::shared_memory<Shared<kRows, bits>>();
@@ -76,13 +81,14 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t round = 0; round < chains; round += kAtOnce) {
     const std::int64_t first = (round + 2 * warp) * kChain;  // k of the warp's chains
     float chain[kRows] = {};
-    for (std::int64_t k0 = first; k0 < min(first + kChain, p.K); k0 += N) {
+    for (int step = 0; step < kChain / N; ++step) {  // as often for all: beyond K there are zeros
+      const std::int64_t k0 = first + step * N;
       // 1. Weights: 32 bytes of each chain by two lanes; a lane keeps those of its own.
       const std::int64_t at = k0 * bits / 8 + 16 * own;
       const uint4 of_first = load_weights(line, at, bytes);
       const uint4 of_second = load_weights(line, at + kChain * bits / 8, bytes);
-      const uint4 got = from_neighbour(own ? of_first : of_second);
-      const uint4 halves[2] = {own ? got : of_first, own ? of_second : got};
+      const uint4 got = from_neighbour(chosen(own, of_first, of_second));
+      uint4 low = chosen(own, got, of_first), high = chosen(own, of_second, got);
       // 2. a, for both chains.
       __syncwarp();
 #pragma unroll 1
@@ -93,28 +99,33 @@ __global__ void __launch_bounds__(kThreads)
         a[row][chain_of][i % N] = inside ? place.a.at<float>(place.row + row, k) : 0.0f;
       }
       __syncwarp();
-      // 3. Products, by what shares a scale.
+      // 3. Products, by what shares a scale; words move down, so that the next ones are the first.
       const std::int64_t k_own = k0 + own * kChain;
+#pragma unroll 1
+      for (int part = 0; part < N; part += kPart) {
+        if (k_own + part >= p.K) break;
+        const auto group =
+            static_cast<std::uint32_t>(k_own + part) / static_cast<std::uint32_t>(b.group);
+        const float scale = b.scale.at(group, column);
+        const float offset = b.offset.data ? b.offset.at(group, column) : 0.0f;
+        const std::uint32_t word[4] = {low.x, low.y, low.z, low.w};
 #pragma unroll
-      for (int part = 0; part < N / kPart; ++part) {
-        const std::int64_t k = k_own + part * kPart;
-        if (k >= p.K) break;
-        const float scale = b.scale.at(k / b.group, column);
-        const float offset = b.offset.data ? b.offset.at(k / b.group, column) : 0.0f;
-        const uint4& half = halves[part * kWords / 4];
-        const std::uint32_t word[4] = {half.x, half.y, half.z, half.w};
+        for (int i = 0; i < kPart; i += 4) {
+          float x[4];
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) {
+          for (int e = 0; e < 4; ++e) {
+            const float q = weight<bits>(word[(i + e) / kInWord], (i + e) % kInWord, b.is_signed);
+            x[e] = b.offset.data ? fmaf(scale, q, offset) : scale * q;
+          }
 #pragma unroll
-          for (int i = 0; i < kInWord; ++i) {
-            const float q = weight<bits>(word[part * kWords % 4 + w], i, b.is_signed);
-            const float x = b.offset.data ? fmaf(scale, q, offset) : scale * q;
-#pragma unroll
-            for (int r = 0; r < kRows; ++r) {
-              chain[r] = fmaf(a[r][own][part * kPart + w * kInWord + i], x, chain[r]);
-            }
+          for (int r = 0; r < kRows; ++r) {
+            const float4 four = gpu::load<float4>(&a[r][own][part + i]);
+            chain[r] = fmaf(four.w, x[3],
+                            fmaf(four.z, x[2], fmaf(four.y, x[1], fmaf(four.x, x[0], chain[r]))));
           }
         }
+        low = kWords == 4 ? high : make_uint4(low.z, low.w, high.x, high.y);
+        high.x = high.z, high.y = high.w;
       }
     }
 #pragma unroll
@@ -155,8 +166,9 @@ void launch_for_rows(const Product& p, const Weights& b) {
 
 bool is_decode(const Product& p, const Weights& b) {
   const auto begin = reinterpret_cast<std::uintptr_t>(b.data);
-  return p.M <= kMostRows && b.k_stride == 1 && begin % 16 == 0 && b.line_stride % 16 == 0 &&
-         p.K * b.bits / 8 % 16 == 0 && (b.groups <= 1 || b.group % kPart == 0);
+  return p.M <= kMostRows && p.K <= INT32_MAX && b.k_stride == 1 && begin % 16 == 0 &&
+         b.line_stride % 16 == 0 && p.K * b.bits / 8 % 16 == 0 &&
+         (b.groups <= 1 || b.group % kPart == 0);
 }
 
 void qgemm_decode(const Product& p, const Weights& b) {

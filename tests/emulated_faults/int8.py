@@ -62,8 +62,8 @@ FAULTS = [
     Fault(
         "halves of a lane's weights change places",
         "qgemm_decode.cu",
-        "{own ? got : of_first, own ? of_second : got}",
-        "{own ? of_second : got, own ? got : of_first}",
+        "low = chosen(own, got, of_first), high = chosen(own, of_second, got)",
+        "high = chosen(own, got, of_first), low = chosen(own, of_second, got)",
         FEW,
         **DECODE,
     ),
