@@ -32,7 +32,7 @@ def _warp_barrier(b, i):
     _whole_warps(b, i.operands[0])
 
 
-@instruction(r"shfl\.sync\.bfly\.b32")
+@instruction(r"shfl\.sync\.(?:bfly|idx)\.b32")
 def _shuffle(b, i):
     to, source, by, bounds, members = i.operands
     _whole_warps(b, members)
@@ -40,7 +40,8 @@ def _shuffle(b, i):
     lane = np.arange(b.threads) % LANES
     segment = bounds >> 8 & 31
     last = lane & segment | bounds & 31 & ~segment
-    other = lane ^ b.read(by, U32).astype(np.int64) & 31
+    by = b.read(by, U32).astype(np.int64) & 31
+    other = lane ^ by if "bfly" in i.opcode else lane & segment | by & ~segment
     inside = other <= last
     value = b.read(source, U32)[np.arange(b.threads) - lane + np.where(inside, other, lane)]
     value_to, inside_to = to if type(to) is tuple else (to, None)
