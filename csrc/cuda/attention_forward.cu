@@ -24,7 +24,7 @@
 //                 more for the copy, and Q none, since its fragments stay in
 //                 registers (heads up to 128): with 8 warps tensor cores take 4/3
 //                 of its time. 2 warps for units of few rows: decode.
-// keys N a tile   registers: N / 2 for scores beside Dv / 2 for sums            64, 32, 32   32, 32, 8
+// keys N a tile   registers: N / 2 for scores beside Dv / 2 for sums            64, 32, 16   32, 32, 8
 // chunk           512 keys: what a split costs, a state of Dv + 2 words a row, against reading K and V
 // kEnoughBlocks   two blocks for each of the 132 SMs of an H100
 //                                                        (three numbers: heads up to 64, 128 and 256)
@@ -58,7 +58,10 @@ template <class T, int kDims, bool few>
 struct Config {
   static constexpr bool kHalf = sizeof(T) == 2, kInRegisters = kQInRegisters<T, kDims>;
   static constexpr int kWarps = kInRegisters ? (few ? 2 : 8) : kDims == 64 ? 4 : 2;
-  static constexpr int kLines = kHalf ? (kDims == 64 ? 64 : 32) : (kDims == 256 ? 8 : 32);
+  static constexpr int kLines = kHalf ? (kDims == 64    ? 64
+                                         : kDims == 128 ? 32
+                                                        : 16)
+                                      : (kDims == 256 ? 8 : 32);
   static constexpr int M = 16 * kWarps, kThreads = 32 * kWarps;
   static_assert(kChunk % kLines == 0, "a chunk is whole tiles");
 };
