@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import emulated
+import harness
 import on_device
 import tilewright as tw
 from tilewright import nn
@@ -55,7 +56,7 @@ def runs_alike(make, *inputs, **options):
     here, there = run("cpu"), run("emulated")
     assert len(here) == len(there) > 1
     for got, want in zip(there, here, strict=True):
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+        harness.close(got, want)
 
 
 POINTWISE = [
@@ -170,4 +171,4 @@ def test_quantized_linear(bits):
     want = here(tw.tensor(x)).numpy()
     got = here.to("emulated")(tw.tensor(x, device="emulated"))
     assert got.device == "emulated"
-    np.testing.assert_allclose(got.numpy(), want, rtol=2e-5, atol=2e-5)
+    harness.close(got.numpy(), want)
