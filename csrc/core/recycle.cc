@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/env.h"
+#include "core/pages.h"
 
 namespace tilewright::recycle {
 namespace {
@@ -83,8 +84,7 @@ void* allocate(size_t bytes) {
   Header* block = nullptr;
   if (const std::unique_lock lock(p.mutex, std::try_to_lock); lock) block = p.take(bytes);
   if (!block) {
-    block = static_cast<Header*>(
-        std::aligned_alloc(alignof(Header), (sizeof(Header) + bytes + 63) & ~size_t(63)));
+    block = static_cast<Header*>(allocate_pages(sizeof(Header) + bytes));
     if (!block) return nullptr;
     block->bytes = bytes;
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/env.h"
+#include "core/pages.h"
 #include "core/size.h"
 
 namespace tilewright {
@@ -56,7 +57,7 @@ thread_local Cache t_cache;
 Scratch::Scratch(int64_t bytes) : bytes_(int64_t(uint64_t(bytes) + 4096 + 63) & ~int64_t(63)) {
   if (bytes < 0 || bytes > kMostBytes) throw std::bad_alloc();
   data_ = t_cache.take(bytes_);
-  if (!data_) data_ = std::aligned_alloc(64, size_t(bytes_));
+  if (!data_) data_ = allocate_pages(size_t(bytes_));
   if (!data_) throw std::bad_alloc();
   if (env::poison()) std::memset(data_, 0xff, size_t(bytes_));
 }
