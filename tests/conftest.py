@@ -22,6 +22,7 @@ if EXTENSION := os.environ.get("TILEWRIGHT_EMULATED"):
 import harness
 import on_device
 from tilewright import _core
+from tilewright.registry import OPS
 
 if os.environ.get("TILEWRIGHT_TEST_DEVICE") == "cuda":
     import on_cuda
@@ -75,6 +76,34 @@ def levels(config):
 def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", levels(metafunc.config), indirect=True)
+
+
+# Levels that are another one's but for the kernels of some ops: only what calls them is run there.
+PRODUCTS = {"matmul", "int8_matmul", "qmatmul"}
+PARTIAL_LEVELS = {
+    "avx512_vnni": {"int8_matmul", "qmatmul"},
+    "avx512_bf16": {"matmul"},
+    "amx": PRODUCTS,
+    "neon_dot": {"int8_matmul", "qmatmul"},
+}
+WITHOUT_PRODUCTS = ("attention", "kvcache", "dropout", "optim")  # files of tests
+
+
+def concerns_level(item):
+    """Whether the test's op has kernels of its own at the test's level."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    ops = PARTIAL_LEVELS.get(parameters.get("isa"))
+    if ops is None or item.config.getoption("--isa"):
+        return True
+    if "name" in parameters:
+        return parameters["name"] in ops or parameters["name"] not in OPS
+    return not any(word in item.path.stem for word in WITHOUT_PRODUCTS)
+
+
+def pytest_collection_modifyitems(config, items):
+    kept = [item for item in items if concerns_level(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not concerns_level(item)])
+    items[:] = kept
 
 
 @pytest.fixture

@@ -119,10 +119,10 @@ FAULTS = [
     Fault("alpha forgotten", GEMM, "y = y * e.alpha", "y = y", GEMM, "matmul"),
     Fault(
         "every block of K packs the first terms of a",
-        "cpu/gemm.cc",
-        "mr, k, kc, p.K,",
-        "mr, 0, kc, p.K,",
-        "cpu/gemm.cc",
+        "cpu/gemm_block.cc",
+        "g_.pack_a(p_.a, row(r), rows_of(r), k,",
+        "g_.pack_a(p_.a, row(r), rows_of(r), 0,",
+        "cpu/gemm_block.cc",
         "matmul",
     ),
     Fault(

@@ -116,7 +116,7 @@ INTRINSICS = re.compile(
 
 
 def may_use_intrinsics(path):
-    return path.parent.name == "simd" and re.fullmatch(r"vec_\w+\.h|dot_s8\.h", path.name)
+    return path.parent.name == "simd" and re.fullmatch(r"vec_\w+\.h|dot_\w+\.h", path.name)
 
 
 def test_intrinsics_stay_where_they_belong():
@@ -238,10 +238,21 @@ def test_torch_is_a_peer_never_a_need():
 def flags_of_levels():
     """ISA level -> compiler flags, as CMakeLists.txt has them."""
     text = text_of(ROOT / "CMakeLists.txt")
+    for name, value in re.findall(r"set\((\w+) (-m[^)]*)\)", text):
+        text = text.replace(f"${{{name}}}", value)
     return {
         level: flags.split()
         for level, flags in re.findall(r"add_isa_objects\((\w+)([^)]*)\)", text)
     }
+
+
+# Levels that replace a few kernels of another one.
+SOURCES_OF_PARTS = {
+    "neon_dot": {"qgemm_dot.cc"},
+    "avx512_vnni": {"qgemm_kernel.cc"},
+    "avx512_bf16": {"gemm_bf16.cc"},
+    "amx": {"gemm_amx.cc", "gemm_split.cc", "roofline_amx.cc"},
+}
 
 
 def objects_of_trees(trees):
@@ -250,7 +261,7 @@ def objects_of_trees(trees):
         (level, source.name)
         for level, compiled, *_ in _core.isa_levels()
         for source in (ROOT / "csrc/simd").glob("*.cc")
-        if compiled and (level != "neon_dot" or source.name == "qgemm_dot.cc")
+        if compiled and source.name in SOURCES_OF_PARTS.get(level, {source.name})
     }
     found = []
     for tree in trees:

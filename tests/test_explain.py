@@ -92,7 +92,7 @@ def test_precision_and_batch_invariance_are_answered():
     with tw.options(precision="medium", batch_invariant=False):
         found = tw.explain(tw.matmul, x, x)
     assert found.options["precision"] == "medium"
-    assert any("precision medium: no level" in note for note in found.calls[0].notes)
+    assert any("precision medium: no kernel" in note for note in found.calls[0].notes)
     assert any("batch_invariant=False" in note for note in found.calls[0].notes)
 
 

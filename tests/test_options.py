@@ -183,10 +183,15 @@ def test_every_op_follows(isa):
         assert harness.same_bits(linear(x).numpy(), first.numpy())
 
 
-def test_the_bits_depend_on_the_level_alone(isa, rng):
+def test_the_bits_depend_on_level_and_precision_alone(isa, rng):
+    """Matrix units make the precisions differ; without them all are the same kernel."""
     a = rng.standard_normal((300, 400)).astype(np.float32)
-    want = tw.matmul(a, a.T)
-    for threads in (1, 2, 5):
-        for precision in ("highest", "high", "medium"):
+    highest = tw.matmul(a, a.T)
+    for precision in ("highest", "high", "medium"):
+        with tw.options(precision=precision):
+            want = tw.matmul(a, a.T)
+        for threads in (1, 2, 5):
             with tw.options(threads=threads, precision=precision, batch_invariant=False):
                 assert harness.same_bits(tw.matmul(a, a.T), want)
+        differs = isa == "amx" and precision != "highest"
+        assert harness.same_bits(want, highest) != differs

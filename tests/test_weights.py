@@ -154,6 +154,16 @@ def test_floats_are_matmul_of_the_dequantized(group, bits, symmetric, dtype, isa
             assert harness.same_bits(tw.qmatmul(a, qb, **options), want)
 
 
+def test_large_ones_have_the_bits_of_the_float32_kernel(isa, rng):
+    """Also where a level multiplies float32 of this size by terms."""
+    qb = weights(rng, 300, 301, 8, True, None)
+    floats = tw.pack(tw.dequantize(qb), prefer="latency")
+    for rows in (1, 40):
+        a = rng.standard_normal((rows, 300)).astype(F32)
+        got = tw.qmatmul(a, qb, compute="float")
+        assert harness.same_bits(got, tw.matmul(a, floats))
+
+
 @pytest.mark.parametrize("compute", ["int8", "float"])
 @pytest.mark.parametrize(("bits", "symmetric"), CHOICES)
 def test_a_row_depends_on_itself_alone(bits, symmetric, compute, isa, threads, rng):

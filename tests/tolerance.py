@@ -94,6 +94,28 @@ def chain_bound(reference, dtype, block):
     )
 
 
+def split_bound(a, b, terms=3):
+    """Allowed error of each element of a @ b in float32 where it may be multiplied by terms.
+
+    With three terms that of plain float32, and what the terms themselves can't hold: elements far
+    below the largest one of their row or column, and sums near the smallest normal number, which
+    matrix units flush to zero. With t terms of 8 bits a product lacks what is below 2^-8t of it:
+    t + 1 of those, half a unit each, of either sign.
+    """
+    a64, b64 = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    K = a64.shape[1]
+    magnitude = np.abs(a64) @ np.abs(b64)
+    largest = np.max(np.abs(a64), axis=1)[:, None] * np.max(np.abs(b64), axis=0)
+    lost = 0.0 if terms == 3 else (terms + 1) * 2.0 ** (-8 * terms - 1)
+    return (
+        2.0 * np.sqrt(K) * U32 * magnitude
+        + U32 * np.abs(a64 @ b64)
+        + lost * magnitude
+        + K * 2.0**-32 * largest
+        + K * 2.0**-123
+    )
+
+
 def difference_error(scale):
     """Error of a central difference in float64 of a function of about this size."""
     return 8.0 * (STEP**2 + 2.0**-52 / STEP) * scale

@@ -15,14 +15,16 @@ namespace tilewright {
 // gemm_s8's own.
 class PackedMatrix {
  public:
-  PackedMatrix(const Matrix& b, int64_t K, int64_t N, const GemmKernels& g, const char* isa);
+  PackedMatrix(const Matrix& b, int64_t K, int64_t N, const GemmKernels& g, const char* isa,
+               bool latency = false);
   // g: gemm_s8. The view has been checked (ops/qgemm.cc).
   // with_sums: column_sums too, which products with offsets of a need.
   PackedMatrix(const QuantizedView& b, const GemmKernels& g, const char* isa, bool with_sums);
 
   int64_t K, N;
-  DType dtype;      // of the matrix it was made from
-  const char* isa;  // the level whose layout this is
+  DType dtype;           // of the matrix it was made from
+  const char* isa;       // the level whose layout this is
+  bool latency = false;  // float32 is multiplied by gemm_f32, whatever else the level has
   const char* data() const { return data_.get(); }
   int64_t nbytes() const;
 

@@ -9,6 +9,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -39,6 +43,31 @@ bool has_avx512() {
   if (!has_avx2() || (saved_state() & 0xe6) != 0xe6) return false;  // and opmask, ZMM
   constexpr uint32_t wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & wanted) == wanted;
+}
+
+bool has_avx512_vnni() {
+  uint32_t a, b, c, d;
+  return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & bit_AVX512VNNI);
+}
+
+bool has_avx512_bf16() {
+  uint32_t a, b, c, d;
+  return has_avx512_vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16);
+}
+
+// The tiles' 8 KB of state are a process's only once it has asked the kernel, which may refuse.
+bool may_use_tiles() {
+  constexpr int kRequestPermission = 0x1023,
+                kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
+bool has_amx() {
+  uint32_t a, b, c, d;
+  if (!has_avx512_bf16() || (saved_state() & 0x60000) != 0x60000) return false;  // tiles
+  constexpr uint32_t wanted = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & wanted) == wanted;
 }
 #endif
 
@@ -72,6 +101,23 @@ const Level kLevels[] = {
 #if defined(TILEWRIGHT_HAS_avx2)
     {"avx2", has_avx2, TILEWRIGHT_FILL(avx2)},
     {"avx512", has_avx512, TILEWRIGHT_FILL(avx512)},
+    {"avx512_vnni", has_avx512_vnni,
+     [](KernelTable& table) {
+       table.isa = "avx512_vnni";
+       avx512_vnni::fill_qgemm(table);
+     }},
+    {"avx512_bf16", has_avx512_bf16,
+     [](KernelTable& table) {
+       table.isa = "avx512_bf16";
+       avx512_bf16::fill_gemm_bf16(table);
+     }},
+    {"amx", [] { return has_amx() && may_use_tiles(); },
+     [](KernelTable& table) {
+       table.isa = "amx";
+       amx::fill_gemm_amx(table);
+       amx::fill_gemm_split(table);
+       amx::fill_roofline_amx(table);
+     }},
 #elif defined(TILEWRIGHT_HAS_neon)
     {"neon", [] { return true; }, TILEWRIGHT_FILL(neon)},  // part of the architecture
     {"neon_dot", [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; },
@@ -104,10 +150,19 @@ const KernelTable& select(const std::string& name) {
     choices = std::string(kLevels[i].name) + (choices.empty() ? "" : ", ") + choices;
   }
   throw UnsupportedError("isa: level must be one of " + choices + " on this machine, got '" + name +
-                         "'");
+                         "'" + (refusal() ? std::string("; ") + refusal() : std::string()));
 }
 
 }  // namespace
+
+const char* refusal() {
+#if defined(__x86_64__)
+  if (has_amx() && !may_use_tiles()) {
+    return "the system refuses AMX to this process (arch_prctl, ARCH_REQ_XCOMP_PERM)";
+  }
+#endif
+  return nullptr;
+}
 
 const KernelTable& kernels_of(const std::string& name) {
   return select(name);

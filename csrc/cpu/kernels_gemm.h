@@ -1,6 +1,6 @@
 // What a GEMM level provides. A packed word is one step of a multiply-add: a float32, or a pair of
-// integers that one instruction multiplies and sums into an int32. Words of A and accumulators have
-// 4 bytes, words of B b_bytes; so one driver (cpu/gemm.cc) serves every type.
+// integers or bfloat16s that one instruction multiplies and sums. Accumulators have 4 bytes, words
+// of A a_bytes and words of B b_bytes; so one driver (cpu/gemm.cc) serves every type.
 #pragma once
 #include <stdint.h>
 
@@ -32,6 +32,31 @@ struct Epilogue {
   Matrix out{nullptr, DType::other, 0, 0};
 };
 
+// What tw.explain and tw.stats call a kernel, by where B comes from. Literals: counted by address.
+struct GemmNames {
+  const char *plain, *packed, *in_place, *weights;
+};
+
+// `lines` pieces of memory of `width` bytes, `stride` bytes apart.
+struct CacheLines {
+  const char* data = nullptr;
+  int64_t lines = 0, width = 0, stride = 0;
+};
+
+// What can be done while matrix units multiply a tile: the tile before joins its sums, a part of the
+// next panel of B is prepared, and what is soon read or written is fetched. Each may be absent (null).
+struct GemmAside {
+  const void* tile = nullptr;  // as add_tile
+  void* sum = nullptr;
+  bool first = false;
+  void* panel = nullptr;  // as prepare
+  int64_t from = 0, to = 0, kc = 0;
+  const void* b = nullptr;
+  int64_t ldb = 0;
+  CacheLines ahead;  // of B
+  CacheLines out;    // where the tile will be stored
+};
+
 struct GemmKernels {
   int MR = 0, NR = 0;  // tile of accumulators held in registers
   int KC = 0;  // words of K summed in registers before the tile is added to C: the longest chain
@@ -54,6 +79,36 @@ struct GemmKernels {
   // The tile's rows < mr and columns < nr through the epilogue to out(i.., j..).
   void (*store)(const void* tile, int64_t i, int mr, int64_t j, int nr,
                 const Epilogue& e) = nullptr;
+
+  GemmNames names{};
+  const char* units = "registers";  // where a tile is
+  int MC = 168, NT = 768;           // rows and columns of the output that a task works on (gemm.cc)
+
+  // --- what kernels on matrix units need besides; the others leave it as it is --------------------
+  int a_bytes = 4;
+  int k_step =
+      1;  // words: panels of A, and prepared ones of B, are filled up to a multiple, by zeros
+  // The panel that `tile` reads, of prepared_bytes a word, made of a packed one (kc, NR) or of the
+  // matrix's own rows, once for each block of rows: lines [from, to), in ascending order, multiples
+  // of k_step.
+  void (*prepare)(int64_t from, int64_t to, int64_t kc, const void* b, int64_t ldb,
+                  void* panel) = nullptr;
+  int prepared_bytes = 0;
+  // `tile`, with the rest between its instructions.
+  void (*tile_beside)(int mr, int64_t kc, const void* a, const void* b, void* tile,
+                      const GemmAside& aside) = nullptr;
+  // Around a task, on its thread: the units' own state.
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
+  // Packed words (kc / k_per_word, NR) as floats (kc, NR).
+  void (*widen)(const void* words, int64_t kc, float* panel) = nullptr;
+  const GemmKernels* pairs = nullptr;  // of float kernels: those that pack bfloat16, and widen it
+  // The float32 kernel that computes what this one must not: sums that aren't finite, rows of A and
+  // columns of B whose largest |x| is non-zero and below `smallest`. Where there is one, panels of A
+  // end with the largest |x| of their MR rows, prepared ones of B with those of their NR columns.
+  const GemmKernels* exact = nullptr;
+  float smallest = 0;
+  bool (*all_finite)(const float* x, int64_t n) = nullptr;
 };
 
 }  // namespace tilewright

@@ -40,6 +40,13 @@ double roofline_multiply_add_int8(int64_t tasks, int64_t steps) {
   return double(tasks) * double(steps) * double(k.int8_ops_per_step);
 }
 
+double roofline_multiply_add_bf16(int64_t tasks, int64_t steps) {
+  const RooflineKernels& k = kernels().roofline;
+  if (!k.multiply_add_bf16) return 0;
+  parallel_for(tasks, kParallel, [&](int64_t) { g_sink = k.multiply_add_bf16(steps); });
+  return double(tasks) * double(steps) * double(k.bf16_flops_per_step);
+}
+
 double roofline_read(const View& x, int64_t tasks, int64_t repeats) {
   check_buffer("x", x);
   const RooflineKernels& k = kernels().roofline;

@@ -8,6 +8,8 @@ namespace tilewright {
 // run on num_threads().
 double roofline_multiply_add(int64_t tasks, int64_t steps);
 double roofline_multiply_add_int8(int64_t tasks, int64_t steps);
+// The same on matrix units; 0, at once, at a level without them.
+double roofline_multiply_add_bf16(int64_t tasks, int64_t steps);
 // `x` is cut into `tasks` pieces, each read (and written to `y`) `repeats` times by one thread.
 double roofline_read(const View& x, int64_t tasks, int64_t repeats);
 double roofline_copy(const View& x, const View& y, int64_t tasks, int64_t repeats);

@@ -2,9 +2,11 @@
 #include "core/check.h"
 #include "core/device.h"
 #include "core/dtype.h"
+#include "core/options.h"
 #include "core/scratch.h"
 #include "core/size.h"
 #include "core/trace.h"
+#include "cpu/gemm.h"
 #include "cpu/isa.h"
 #include "cuda/kernels.h"
 #include "ops/batch.h"
@@ -14,6 +16,45 @@ namespace tilewright {
 namespace {
 
 const Check check{"matmul", Check::on_gpu_too};
+
+// Few rows are bound by reading B: up to here the float32 kernel is faster, where the number of rows
+// may count (tw.options(batch_invariant=False)).
+constexpr int64_t kFewRows = 8;
+
+// From this size on float32 is multiplied by terms, where a level can. It depends on B alone: a row
+// has the same bits however many others there are.
+bool worth_splitting(const Product& p) {
+  return p.K >= 64 && double(p.N) * double(p.K) >= 65536;
+}
+
+const GemmKernels& split_kernels(const KernelTable& table) {
+  return table.gemm_split[int(precision()) - int(Precision::highest)];
+}
+
+const GemmKernels& kernels_for(const Matmul& op, const Product& p, const KernelTable& table) {
+  const DType b = op.packed ? op.packed->dtype : op.b.dtype;
+  if (op.a.dtype == DType::bf16 && b == DType::bf16 && table.gemm_bf16.tile) return table.gemm_bf16;
+  const bool latency = op.packed && op.packed->latency;
+  if (latency || (!batch_invariant() && p.M <= kFewRows)) return table.gemm_f32;
+  const GemmKernels& split = split_kernels(table);
+  return split.tile && worth_splitting(p) ? split : table.gemm_f32;
+}
+
+// Of the options and the machine: what they change about the choice, or why nothing.
+void explain_choice(const GemmKernels& chosen, const Product& p, const KernelTable& table) {
+  if (!Trace::described()) return;
+  const GemmKernels& split = split_kernels(table);
+  if (precision() != Precision::highest && &chosen != &split) {
+    Trace::note(std::string("precision ") + precision_name(precision()) +
+                ": no kernel of this level is faster and less exact for this product");
+  }
+  if (!batch_invariant()) {
+    const bool used = split.tile && p.M <= kFewRows && worth_splitting(p);
+    Trace::note(used ? "batch_invariant=False: few rows take the float32 kernel"
+                     : "batch_invariant=False: it makes no difference to this product");
+  }
+  if (refusal()) Trace::note(refusal());
+}
 
 }  // namespace
 
@@ -45,7 +86,9 @@ void run(const Matmul& op) {
   epilogue.activation = op.activation;
   const Scratch bias(op.bias ? product_of({product.N, 4}) : 0);
   if (op.bias) epilogue.bias = widen(op.bias, bias.as<float>());
-  run_product(product, views, epilogue, table.gemm_f32);
+  const GemmKernels& chosen = kernels_for(op, product, table);
+  explain_choice(chosen, product, table);
+  run_product(product, views, epilogue, chosen);
 }
 
 }  // namespace tilewright

@@ -23,13 +23,16 @@ void refuse_gpu(const View& b) {
 
 }  // namespace
 
-PackedMatrix packed_matrix(const View& b) {
+PackedMatrix packed_matrix(const View& b, Prefer prefer) {
   check.dtype("b", b, {DType::f32, DType::bf16, DType::f16, DType::s8});
   refuse_gpu(b);
   if (b.rank != 2) check.shape_error("b must have 2 axes, (K, N), got shape " + format_shape(b));
   const KernelTable& table = kernels();
-  return PackedMatrix(Matrix{b.data, b.dtype, b.stride[0], b.stride[1]}, b.shape[0], b.shape[1],
-                      b.dtype == DType::s8 ? table.gemm_s8 : table.gemm_f32, table.isa);
+  const GemmKernels& g = b.dtype == DType::s8                             ? table.gemm_s8
+                         : b.dtype == DType::bf16 && table.gemm_bf16.tile ? table.gemm_bf16
+                                                                          : table.gemm_f32;
+  return PackedMatrix({b.data, b.dtype, b.stride[0], b.stride[1]}, b.shape[0], b.shape[1], g,
+                      table.isa, prefer == Prefer::latency);
 }
 
 PackedMatrix packed_matrix(const QuantizedView& b) {
@@ -39,8 +42,8 @@ PackedMatrix packed_matrix(const QuantizedView& b) {
   return PackedMatrix(b, table.gemm_s8, table.isa, true);
 }
 
-Packed pack(const View& b) {
-  return std::make_shared<const PackedMatrix>(packed_matrix(b));
+Packed pack(const View& b, Prefer prefer) {
+  return std::make_shared<const PackedMatrix>(packed_matrix(b, prefer));
 }
 
 Packed pack(const QuantizedView& b) {

@@ -110,7 +110,8 @@ void run(const Int8Matmul& op) {
     if (on_gpu(op.a)) return cuda::int8_matmul(op);
   }
   check_packed_level(check_int8, op.packed, table.isa);
-  run_product(product, views, {}, op.a.dtype == DType::u8 ? table.gemm_u8 : table.gemm_s8);
+  run_product(product, views, {},
+              op.a.dtype == DType::u8 ? table.gemm_u8_once : table.gemm_s8_once);
 }
 
 void check_operands(const QuantizedMatmul& op) {
@@ -157,14 +158,16 @@ void run_integers(const QuantizedMatmul& op, const Product& shape, const Product
   }
   if (op.scale_a) {
     row_numbers(op.scale_a, rows, shape.M, scale_a.as<float>());
-    const GemmKernels& g = op.a.dtype == DType::u8 ? table.gemm_u8 : table.gemm_s8;
+    const GemmKernels& g = weights ? (op.a.dtype == DType::u8 ? table.gemm_u8 : table.gemm_s8)
+                           : op.a.dtype == DType::u8 ? table.gemm_u8_once
+                                                     : table.gemm_s8_once;
     return run_product(shape, given, epilogue, g, weights);
   }
   cpu::quantize_rows(op.a, data.as<int8_t>(), scale_a.as<float>(), table.quantize);
   const View a = view_like(op.a, data.as<int8_t>());
   const ProductViews views{a, given.b, &b, op.residual, op.out, "qb"};
-  run_product(check_product(check_quantized, views, kFloats), views, epilogue, table.gemm_s8,
-              weights);
+  run_product(check_product(check_quantized, views, kFloats), views, epilogue,
+              weights ? table.gemm_s8 : table.gemm_s8_once, weights);
 }
 
 // The shape that qb stands for, before it is packed. Bytes hold two rows of 4 bits: the view has no

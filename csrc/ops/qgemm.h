@@ -3,6 +3,7 @@
 #include "core/check.h"
 #include "cpu/gemm.h"
 #include "tilewright/ops.h"
+#include "tilewright/pack.h"
 
 namespace tilewright {
 
@@ -10,7 +11,7 @@ namespace tilewright {
 void check_view(const Check& check, const char* name, const QuantizedView& b);
 
 // What pack() returns a pointer to (ops/pack.cc).
-PackedMatrix packed_matrix(const View& b);
+PackedMatrix packed_matrix(const View& b, Prefer prefer = Prefer::throughput);
 PackedMatrix packed_matrix(const QuantizedView& b);
 
 }  // namespace tilewright

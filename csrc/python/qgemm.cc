@@ -86,9 +86,9 @@ py::object qmatmul(const View& a, const View& scale_a, const View& offset_a, con
 }
 
 // b (K, N): float or int8.
-PackedMatrix pack(const View& b) {
+PackedMatrix pack(const View& b, bool latency) {
   const KernelCall scope;
-  return packed_matrix(b);
+  return packed_matrix(b, latency ? Prefer::latency : Prefer::throughput);
 }
 
 PackedMatrix pack_quantized(const py::object& qb) {
@@ -118,7 +118,7 @@ void register_qgemm(py::module_& m) {
       .def("__copy__", [](const py::object& self) { return self; })
       .def("__deepcopy__", [](const py::object& self, const py::object&) { return self; })
       .def_property_readonly("nbytes", &PackedMatrix::nbytes);
-  m.def("pack", &pack, py::arg("b"));
+  m.def("pack", &pack, py::arg("b"), py::arg("latency") = false);
   m.def("pack_quantized", &pack_quantized, py::arg("qb"));
   const auto nogil = py::call_guard<KernelCall>();
   m.def("unpack_floats", &unpack_floats, nogil, py::arg("b"), py::arg("out"));

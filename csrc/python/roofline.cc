@@ -15,6 +15,8 @@ void register_roofline(py::module_& m) {
         nogil(), "floating-point operations done");
   m.def("roofline_multiply_add_int8", &roofline_multiply_add_int8, py::arg("tasks"),
         py::arg("steps"), nogil(), "integer operations done");
+  m.def("roofline_multiply_add_bf16", &roofline_multiply_add_bf16, py::arg("tasks"),
+        py::arg("steps"), nogil(), "floating-point operations done; 0 without matrix units");
   m.def("roofline_read", &roofline_read, py::arg("x"), py::arg("tasks"), py::arg("repeats"),
         nogil(), "bytes read");
   m.def("roofline_copy", &roofline_copy, py::arg("x"), py::arg("y"), py::arg("tasks"),

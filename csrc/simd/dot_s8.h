@@ -47,7 +47,11 @@ TW_INLINE VecP broadcast_pair(uint32_t word) {
   return (VecP)(VecU)(word - VecU{});
 }
 
-#if defined(ISA_avx512)
+#if defined(ISA_avx512_vnni)  // both in one instruction
+TW_INLINE VecU add_dot(VecU acc, VecP a, VecP b) {
+  return (VecU)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+}
+#elif defined(ISA_avx512)
 TW_INLINE VecU add_dot(VecU acc, VecP a, VecP b) {
   return acc + (VecU)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }

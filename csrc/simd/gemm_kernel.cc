@@ -101,7 +101,17 @@ void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const 
 }  // namespace
 
 void fill_gemm(KernelTable& table) {
-  table.gemm_f32 = {MR, NR, KC, 1, 4, tile, add_tile, pack_a, pack_b, store_tile};
+  table.gemm_f32 = {MR,
+                    NR,
+                    KC,
+                    1,
+                    4,
+                    tile,
+                    add_tile,
+                    pack_a,
+                    pack_b,
+                    store_tile,
+                    {"gemm_f32", "gemm_f32_packed", "gemm_f32_in_place", "gemm_f32_int_weights"}};
 }
 
 }  // namespace tilewright::ISA

@@ -74,7 +74,7 @@ void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) 
 }  // namespace
 
 void fill_qgemm_dot(KernelTable& table) {
-  table.gemm_s8.tile = tile;
+  table.gemm_s8.tile = table.gemm_s8_once.tile = tile;
 }
 
 }  // namespace tilewright::ISA

@@ -105,6 +105,30 @@ TW_INLINE int pack_line(const T* first, const T* second, int count, Word* words)
   return count;
 }
 
+// The same for pairs of bytes: interleaved as they are.
+template <class T>
+TW_INLINE int pack_line(const T* first, const T* second, int count, uint16_t* words) {
+  typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+  Bytes low_half, high_half;
+  for (int i = 0; i < kWidth / 2; ++i) {
+    low_half[2 * i] = int8_t(i), low_half[2 * i + 1] = int8_t(kWidth + i);
+    high_half[2 * i] = int8_t(kWidth / 2 + i),
+                  high_half[2 * i + 1] = int8_t(kWidth + kWidth / 2 + i);
+  }
+  int i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    Bytes lo, hi = {};
+    memcpy(&lo, first + i, sizeof lo);
+    if (second) memcpy(&hi, second + i, sizeof hi);
+    const Bytes left = __builtin_shuffle(lo, hi, low_half);
+    const Bytes right = __builtin_shuffle(lo, hi, high_half);
+    memcpy(words + i, &left, sizeof left);
+    memcpy(words + i + kWidth / 2, &right, sizeof right);
+  }
+  for (; i < count; ++i) put_one(words + i, first[i], second ? second[i] : 0);
+  return count;
+}
+
 // K is contiguous: kWidth words of up to kWidth lines, transposed. Writes kWidth words a line.
 template <class T, class Word>
 TW_INLINE void pack_block(const T* src, int64_t line, int count, Word* words, int width) {
@@ -199,7 +223,19 @@ void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const 
 }  // namespace
 
 void fill_qgemm(KernelTable& table) {
-  table.gemm_s8 = table.gemm_u8 = {MR, NR, KC, 2, 2, tile, add_tile, pack_a, pack_b, store_tile};
+  GemmKernels& g = table.gemm_s8;
+  g = {MR,
+       NR,
+       KC,
+       2,
+       2,
+       tile,
+       add_tile,
+       pack_a,
+       pack_b,
+       store_tile,
+       {"gemm_s8", "gemm_s8_packed", nullptr, "gemm_s8_groups"}};
+  table.gemm_u8 = table.gemm_s8_once = table.gemm_u8_once = g;
 }
 
 }  // namespace tilewright::ISA

@@ -78,7 +78,10 @@ void copy(const float* from, float* to, int64_t count) {
 
 void fill_roofline(KernelTable& table) {
   constexpr int64_t lanes = kChains * kWidth;
-  table.roofline = {multiply_add, lanes * 2, multiply_add_int8, lanes * 4, read, copy};
+  RooflineKernels& k = table.roofline;
+  k.multiply_add = multiply_add, k.flops_per_step = lanes * 2;
+  k.multiply_add_int8 = multiply_add_int8, k.int8_ops_per_step = lanes * 4;
+  k.read = read, k.copy = copy;
 }
 
 }  // namespace tilewright::ISA

@@ -305,7 +305,7 @@ def overlap(a: _Array, b: _Array) -> int:
     0: no memory is shared; 2: it is the same array; 1: else
     """
 
-def pack(b: _Array) -> PackedMatrix: ...
+def pack(b: _Array, latency: bool = False) -> PackedMatrix: ...
 def pack_quantized(qb: typing.Any) -> PackedMatrix: ...
 def qmatmul(
     a: _Array,
@@ -365,6 +365,11 @@ def roofline_copy(x: _Array, y: _Array, tasks: int, repeats: int) -> float:
 def roofline_multiply_add(tasks: int, steps: int) -> float:
     """
     floating-point operations done
+    """
+
+def roofline_multiply_add_bf16(tasks: int, steps: int) -> float:
+    """
+    integer operations done
     """
 
 def roofline_multiply_add_int8(tasks: int, steps: int) -> float:

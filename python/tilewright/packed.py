@@ -36,8 +36,11 @@ def pack(b: Any, *, prefer: str = "throughput") -> Any:
     Args:
         b: (K, N) of a float dtype or int8, any strides; or a QuantizedArray as ``tw.qmatmul``
             takes it, which keeps its 8 or 4 bits and serves both of qmatmul's ``compute``.
-        prefer: "throughput" or "latency". The two differ where a level has matrix units for
-            float32; no level here has, so both give the same layout and the FMA kernel.
+        prefer: "throughput" or "latency", which differ where b is float32 and the level has matrix
+            units (``amx``). They multiply it several times faster than registers do; but few rows
+            are bound by reading b, and take about twice as long. "latency" keeps to the float32
+            kernel for any number of rows: for models that generate a token at a time. The layout
+            is the same, 4 bytes an element.
 
     Returns:
         A PackedMatrix (``shape``, ``dtype``, ``bits``, ``isa``, ``nbytes``), which keeps no
@@ -52,7 +55,7 @@ def pack(b: Any, *, prefer: str = "throughput") -> Any:
     b = unwrap(b, "pack: b")
     if isinstance(b, QuantizedArray):
         return _core.pack_quantized(right_hand_side("pack", "b", b))
-    return _core.pack(b)
+    return _core.pack(b, prefer == "latency")
 
 
 __all__ = ["PackedMatrix", "pack"]

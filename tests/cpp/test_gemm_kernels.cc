@@ -54,20 +54,43 @@ void tighten(const Guarded& from, const Guarded& to, int64_t bytes) {
   std::memcpy(to.as<char>(), from.as<char>(), size_t(bytes));
 }
 
+// Panels as the tile reads them, and the units' state around it.
+int64_t a_panel_bytes(const GemmKernels& g, int64_t kc) {
+  const int64_t words = (kc + g.k_step - 1) / g.k_step * g.k_step;
+  return words * g.MR * g.a_bytes + (g.exact ? g.MR * 4 : 0);
+}
+int64_t b_panel_bytes(const GemmKernels& g, int64_t kc) {
+  if (!g.prepare) return kc * g.NR * g.b_bytes;
+  const int64_t words = (kc + g.k_step - 1) / g.k_step * g.k_step;
+  return words * g.NR * g.prepared_bytes + (g.exact ? g.NR * 4 : 0);
+}
+void multiply(const GemmKernels& g, int mr, int64_t kc, const void* a, const void* b, void* tile) {
+  if (g.begin) g.begin();
+  g.tile(mr, kc, a, b, g.NR, tile);
+  if (g.end) g.end();
+}
+void prepare(const GemmKernels& g, int64_t kc, const void* b, void* panel) {
+  const int64_t words = (kc + g.k_step - 1) / g.k_step * g.k_step;
+  for (int64_t k = 0; k < words; k += g.k_step) g.prepare(k, k + g.k_step, kc, b, g.NR, panel);
+}
+
 // pack_a, pack_b and tile for one size: the product of the panels is the product of the matrices.
 void check_product(const GemmKernels& g, DType ta, DType tb, int mr, int nr, int64_t K,
                    Layout layout) {
   const int64_t kc = (K + g.k_per_word - 1) / g.k_per_word;
   const Source a(ta, mr, K, layout, 1), b(tb, K, nr, layout, 2);
-  const int64_t a_bytes = kc * g.MR * 4, b_bytes = kc * g.NR * g.b_bytes;
+  const int64_t a_bytes = a_panel_bytes(g, kc), b_bytes = kc * g.NR * g.b_bytes;
   const Guarded packed_a(a_bytes + kSlack * 4), packed_b(b_bytes + kSlack * g.b_bytes);
   g.pack_a(a.matrix, 0, mr, 0, kc, K, packed_a.as<void>());
   g.pack_b(b.matrix, 0, nr, 0, kc, K, packed_b.as<void>());
   const Guarded tight_a(a_bytes), tight_b(b_bytes), tile(int64_t(g.MR) * g.NR * 4);
   tighten(packed_a, tight_a, a_bytes);
   tighten(packed_b, tight_b, b_bytes);
-  g.tile(mr, kc, tight_a.as<void>(), tight_b.as<void>(), g.NR, tile.as<void>());
-  const DType sum_type = g.k_per_word == 1 ? DType::f32 : DType::s32;
+  const Guarded prepared(b_panel_bytes(g, kc));
+  if (g.prepare) prepare(g, kc, tight_b.as<void>(), prepared.as<void>());
+  multiply(g, mr, kc, tight_a.as<void>(), g.prepare ? prepared.as<void>() : tight_b.as<void>(),
+           tile.as<void>());
+  const DType sum_type = tb == DType::s8 ? DType::s32 : DType::f32;
   bool equal = true;
   for (int i = 0; i < mr; ++i) {
     for (int j = 0; j < nr; ++j) {
@@ -113,6 +136,39 @@ void check_weights(const KernelTable& table, int bits, bool offsets, int64_t K, 
     equal = equal && std::memcmp(got.as<void>(), want.as<void>(), size_t(mr) * NR * 4) == 0;
   }
   CHECK(equal);
+}
+
+void check_beside(const GemmKernels& g) {
+  const int64_t tile_bytes = int64_t(g.MR) * g.NR * 4;
+  for (const int64_t kc : {int64_t(1), int64_t(g.k_step) + 1, int64_t(g.KC)}) {
+    const int64_t bytes = b_panel_bytes(g, kc);
+    const Guarded a(a_panel_bytes(g, kc)), b(bytes), words(kc * g.NR * g.b_bytes);
+    const Guarded before(tile_bytes), sum(tile_bytes), want_sum(tile_bytes);
+    const Guarded tile(tile_bytes), want(tile_bytes), panel(bytes), want_panel(bytes);
+    std::memset(a.as<void>(), 1, size_t(a_panel_bytes(g, kc)));
+    std::memset(b.as<void>(), 1, size_t(bytes));
+    std::memset(words.as<void>(), 2, size_t(kc * g.NR * g.b_bytes));
+    std::memset(before.as<void>(), 3, size_t(tile_bytes));
+    for (const Guarded* x : {&sum, &want_sum}) std::memset(x->as<void>(), 4, size_t(tile_bytes));
+    for (const Guarded* x : {&panel, &want_panel}) std::memset(x->as<void>(), 5, size_t(bytes));
+    const int64_t lines = (kc + g.k_step - 1) / g.k_step * g.k_step;
+    GemmAside aside;
+    aside.tile = before.as<void>(), aside.sum = sum.as<void>();
+    aside.ahead = {words.as<char>(), kc, g.NR * g.b_bytes, g.NR * g.b_bytes};
+    if (g.prepare) {
+      aside.panel = panel.as<void>(), aside.to = lines, aside.kc = kc;
+      aside.b = words.as<void>(), aside.ldb = g.NR;
+      g.prepare(0, lines, kc, words.as<void>(), g.NR, want_panel.as<void>());
+    }
+    g.add_tile(false, before.as<void>(), want_sum.as<void>());
+    multiply(g, g.MR, kc, a.as<void>(), b.as<void>(), want.as<void>());
+    g.begin();
+    g.tile_beside(g.MR, kc, a.as<void>(), b.as<void>(), tile.as<void>(), aside);
+    g.end();
+    CHECK(std::memcmp(tile.as<void>(), want.as<void>(), size_t(tile_bytes)) == 0);
+    CHECK(std::memcmp(sum.as<void>(), want_sum.as<void>(), size_t(tile_bytes)) == 0);
+    CHECK(std::memcmp(panel.as<void>(), want_panel.as<void>(), size_t(bytes)) == 0);
+  }
 }
 
 std::vector<int64_t> depths(const GemmKernels& g) {
@@ -193,6 +249,36 @@ TEST(int8_panels_multiply_right) {
   });
 }
 
+TEST(panels_of_bfloat16_multiply_right) {
+  test::for_each_level([](const KernelTable& table) {
+    if (table.gemm_bf16.tile) check_products(table.gemm_bf16, DType::bf16, DType::bf16);
+  });
+}
+
+TEST(panels_for_matrix_units_multiply_right) {
+  test::for_each_level([](const KernelTable& table) {
+    check_products(table.gemm_s8_once, DType::s8, DType::s8);
+    check_products(table.gemm_u8_once, DType::u8, DType::s8);
+    for (const GemmKernels& g : table.gemm_split) {
+      if (!g.tile) continue;
+      check_products(g, DType::f32, DType::f32);
+      check_products(g, DType::bf16, DType::f32);
+      check_products(g, DType::f16, DType::f32);
+    }
+  });
+}
+
+// A tile with the rest between its instructions gives the bits of one after the other.
+TEST(work_beside_a_tile_is_done) {
+  test::for_each_level([](const KernelTable& table) {
+    const GemmKernels* const families[] = {&table.gemm_bf16, &table.gemm_s8_once,
+                                           &table.gemm_split[0], &table.gemm_split[2]};
+    for (const GemmKernels* g : families) {
+      if (g->tile_beside) check_beside(*g);
+    }
+  });
+}
+
 TEST(weights_are_floats_on_the_way) {
   test::for_each_level([](const KernelTable& table) {
     for (const int bits : {8, 4}) {
@@ -213,16 +299,28 @@ TEST(tiles_are_stored_right) {
   });
 }
 
+// Each by its own kind of number, all of which hold small integers.
+void check_add(const GemmKernels& g, DType t) {
+  const Guarded tile(int64_t(g.MR) * g.NR * 4), sum(int64_t(g.MR) * g.NR * 4);
+  for (int i = 0; i < g.MR * g.NR; ++i) {
+    test::set_element(tile.as<void>(), i, t, float(i));
+    test::set_element(sum.as<void>(), i, t, -1.0f);
+  }
+  g.add_tile(true, tile.as<void>(), sum.as<void>());
+  g.add_tile(false, tile.as<void>(), sum.as<void>());
+  bool equal = true;
+  for (int i = 0; i < g.MR * g.NR; ++i) {
+    equal = equal && test::element(sum.as<void>(), i, t) == float(2 * i);
+  }
+  CHECK(equal);
+}
+
 TEST(tiles_are_added_right) {
   test::for_each_level([](const KernelTable& table) {
-    const GemmKernels& g = table.gemm_f32;
-    const Guarded tile(int64_t(g.MR) * g.NR * 4), sum(int64_t(g.MR) * g.NR * 4);
-    for (int i = 0; i < g.MR * g.NR; ++i) tile.as<float>()[i] = float(i);
-    for (int i = 0; i < g.MR * g.NR; ++i) sum.as<float>()[i] = -1.0f;
-    g.add_tile(true, tile.as<void>(), sum.as<void>());
-    g.add_tile(false, tile.as<void>(), sum.as<void>());
-    bool equal = true;
-    for (int i = 0; i < g.MR * g.NR; ++i) equal = equal && sum.as<float>()[i] == float(2 * i);
-    CHECK(equal);
+    check_add(table.gemm_f32, DType::f32);
+    check_add(table.gemm_s8, DType::s32);
+    check_add(table.gemm_s8_once, DType::s32);
+    if (table.gemm_bf16.tile) check_add(table.gemm_bf16, DType::f32);
+    if (table.gemm_split[0].tile) check_add(table.gemm_split[0], DType::f32);
   });
 }

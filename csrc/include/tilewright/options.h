@@ -17,8 +17,9 @@ namespace tilewright {
 
 struct CallOptions;  // core/options.h: what a call runs under
 
-// How exactly float32 is multiplied: highest keeps the bound of plain float32 arithmetic. high and
-// medium permit less where a kernel is faster for it; none is yet.
+// How exactly float32 is multiplied: highest keeps the bound of plain float32 arithmetic. high (off by
+// about 2^-17 of the sum of absolute terms) and medium (2^-9) permit less where a kernel is faster
+// for it, on matrix units.
 enum class Precision : uint8_t { unset, highest, high, medium };
 enum class Choice : uint8_t { unset, no, yes };
 
@@ -27,7 +28,8 @@ struct Options {
   int threads = 0;  // 1 to 1024
   std::string isa;  // a level's name (isa_levels())
   Precision precision = Precision::unset;
-  // `no` permits that a row's bits depend on the number of rows; no kernel uses that yet.
+  // `no` permits that a row's bits depend on the number of rows: few of them may take the float32
+  // kernel where more are multiplied on matrix units.
   Choice batch_invariant = Choice::unset;
 };
 

@@ -18,8 +18,11 @@ namespace tilewright {
 using Packed = std::shared_ptr<const PackedMatrix>;
 
 // b (K, N), any strides: float32, bfloat16 or float16 for Matmul, int8 for Int8Matmul. 16 bits stay
-// 16 bits. ShapeError unless it has two axes, DtypeError.
-Packed pack(const View& b);
+// 16 bits. Levels with matrix units multiply float32 by bfloat16 terms, no less exactly and faster,
+// but for few rows, where they take about twice the time; Prefer::latency keeps such a matrix to the
+// float32 kernel, for any number of rows. ShapeError unless b has two axes, DtypeError.
+enum class Prefer { throughput, latency };
+Packed pack(const View& b, Prefer prefer = Prefer::throughput);
 // Weights for QuantizedMatmul, both ways to compute; 4 bits stay 4 bits. ShapeError, DtypeError, and
 // UnsupportedError for other bits than 4 and 8: what QuantizedView says doesn't hold.
 Packed pack(const QuantizedView& b);

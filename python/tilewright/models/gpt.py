@@ -86,6 +86,8 @@ class Block(Module):
         self.ln2 = LayerNorm(C)
         self.up = Linear(C, 4 * C)
         self.down = Linear(4 * C, C)
+        for layer in (self.qkv, self.proj, self.up, self.down):
+            layer.prefer = "latency"
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Any, s: Any, cache: Any = None, layer: int = 0) -> tuple[Any, Any]:

@@ -23,6 +23,8 @@ class Linear(Module):
     Attributes:
         weight: (out_features, in_features), uniform within 1 / sqrt(in_features) at first.
         bias: (out_features,), likewise, or None.
+        prefer: of the pack, as ``tw.pack`` has it: "latency" for models that generate a token at a
+            time.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -33,11 +35,12 @@ class Linear(Module):
         if bias:
             bound = 1.0 / math.sqrt(max(1, in_features))
             self.bias = init.uniform_(_empty(out_features), -bound, bound)
+        self.prefer = "throughput"
         self._pack = TransposedWeight()
 
     def forward(self, x: Any, *, activation: str | None = None, residual: Any = None) -> Any:
         """Map x (..., in_features); residual is shaped like the result (..., out_features)."""
-        right = self._pack.of(self.weight, self.training)
+        right = self._pack.of(self.weight, self.training, self.prefer)
         return tw.matmul(x, right, bias=self.bias, activation=activation, residual=residual)
 
     def _mode_changed(self) -> None:

@@ -27,15 +27,16 @@ class TransposedWeight:
         """Forget the pack."""
         self._kept: Any = None  # (what it was made for, the array that was packed, the pack)
 
-    def of(self, weight: Tensor, training: bool) -> Any:
-        """The transpose of the weight: packed, or a view."""
+    def of(self, weight: Tensor, training: bool, prefer: str = "throughput") -> Any:
+        """The transpose of the weight: packed as ``tw.pack`` does with ``prefer``, or a view."""
         if training or grad_enabled() or device_of(weight.data):  # no kernel there wants a pack
             return weight.T
-        made_for = (weight._version, active_isa())
+        made_for = (weight._version, active_isa(), prefer)
         kept = self._kept
         if kept is None or kept[0] != made_for or not _same_memory(weight.data, kept[1]):
             # The array is kept with its pack: its address stays its own.
-            kept = self._kept = (made_for, weight.data, _core.pack(weight.data.T))
+            pack = _core.pack(weight.data.T, prefer == "latency")
+            kept = self._kept = (made_for, weight.data, pack)
         return kept[2]
 
     def __reduce__(self) -> Any:

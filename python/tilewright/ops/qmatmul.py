@@ -31,7 +31,9 @@ class qmatmul:
                             s = sum over groups g, ascending, each step an fma, of
                                 float(qa_g @ qb_g) * sb_g + float(sum of qa_g) * ob_g
                             y = activation(fma(sa, s, fma(oa, sum of b, bias))) + residual
-        compute="float"     y = matmul(a, dequantize(qb), ...), bit for bit: weight-only
+        compute="float"     y = matmul(a, dequantize(qb), ...): weight-only. Bit for bit that of the
+                            float32 kernel, which ``pack(dequantize(qb), prefer="latency")`` takes
+                            for any size
 
     Args:
         a: (..., M, K) float32, bfloat16 or float16, any strides; or a QuantizedArray with one scale

@@ -1,0 +1,147 @@
+// bfloat16 GEMM micro-kernel:  tile (MR, NR) = sum over k of a[k][i] . b[k][j]
+//
+// The float32 kernel's tile (simd/gemm_kernel.cc) with words of two bfloat16, neighbours along K:
+// one instruction multiplies both and adds them, so that a step does twice the work and a panel
+// takes half the memory.
+//
+// MR, NR, KC: simd/tile.h; a block is 2 KC elements deep.
+//
+// Numerics: products are exact in float32; each instruction adds the second product of a pair, then
+// the first, rounding twice; k ascending, one chain of at most KC words, then one addition for each
+// further block of K. Subnormal inputs count as zero and subnormal sums become zero, as the
+// instruction has it.
+//
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VDPBF16PS.
+#include "cpu/kernel_table.h"
+
+// Compiled at every level, empty where there is no such instruction.
+#if defined(ISA_avx512_bf16)
+
+#include "simd/dot_bf16.h"
+#include "simd/pack.h"
+#include "simd/tile.h"
+
+namespace tilewright::ISA {
+namespace {
+
+constexpr int MR = kFloatRows;
+
+template <int Rows>
+void tile_rows(int64_t kc, const uint32_t* a, const uint32_t* b, float* tile) {
+  Vec acc[Rows][kVectors] = {};
+  for (int64_t k = 0; k < kc; ++k, a += MR, b += NR) {
+    VecU line[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) memcpy(&line[v], b + v * kWidth, sizeof line[v]);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const VecU ai = a[i] - VecU{};
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = add_dot_bf16(acc[i][v], ai, line[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store(tile + i * NR + v * kWidth, acc[i][v]);
+  }
+}
+
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+  const auto pa = static_cast<const uint32_t*>(a), pb = static_cast<const uint32_t*>(b);
+  const auto pt = static_cast<float*>(out);
+  if (mr == 1) return tile_rows<1>(kc, pa, pb, pt);
+  if (mr == 2) return tile_rows<2>(kc, pa, pb, pt);
+  if (mr <= 4) return tile_rows<4>(kc, pa, pb, pt);
+  if (mr <= 8) return tile_rows<8>(kc, pa, pb, pt);
+  tile_rows<MR>(kc, pa, pb, pt);
+}
+
+// --- packing: a word is a pair of neighbours along K ---------------------------------------------
+
+TW_INLINE VecU pairs_of(const uint16_t* first, const uint16_t* second) {
+  VecH low, high = {};
+  memcpy(&low, first, sizeof low);
+  if (second) memcpy(&high, second, sizeof high);
+  return __builtin_convertvector(low, VecU) | __builtin_convertvector(high, VecU) << 16;
+}
+
+// kWidth words of up to kWidth lines along which K runs, transposed. Writes kWidth words a line.
+TW_INLINE void pack_block(const uint16_t* src, int64_t line, int count, uint32_t* words,
+                          int width) {
+  Vec r[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    r[i] = i < count ? load(reinterpret_cast<const float*>(src + i * line)) : Vec{};
+  }
+  transpose(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) memcpy(words + i * width, &r[i], sizeof r[i]);
+}
+
+// kc lines of `width` words, the first `count` of each from the matrix, the others zero; of `left`
+// elements of K, the last pair may be half a pair.
+void pack_words(const uint16_t* src, int64_t line, int64_t step, int width, int count, int64_t kc,
+                int64_t left, uint32_t* panel) {
+  const int64_t whole = left / 2 < kc ? left / 2 : kc;  // words of which both elements exist
+  int64_t k = 0;
+  if (step == 1 && line != 1) {
+    for (; k + kWidth <= whole; k += kWidth) {
+      for (int i = 0; i < width; i += kWidth) {
+        const int n = count - i < 0 ? 0 : count - i < kWidth ? count - i : kWidth;
+        pack_block(src + i * line + 2 * k, line, n, panel + k * width + i, width);
+      }
+    }
+  }
+  for (; k < kc; ++k) {
+    const uint16_t* first = src + 2 * k * step;
+    const uint16_t* second = k < whole ? first + step : nullptr;
+    uint32_t* words = panel + k * width;
+    int i = 0;
+    for (; line == 1 && i + kWidth <= count; i += kWidth) {
+      const VecU pairs = pairs_of(first + i, second ? second + i : nullptr);
+      memcpy(words + i, &pairs, sizeof pairs);
+    }
+    for (; i < count; ++i) {
+      words[i] = first[i * line] | uint32_t(second ? second[i * line] : 0) << 16;
+    }
+    for (; i < width; ++i) words[i] = 0;
+  }
+}
+
+void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
+  const auto src = static_cast<const uint16_t*>(a.data) + i * a.row + 2 * k * a.col;
+  pack_words(src, a.row, a.col, MR, mr, kc, K - 2 * k, static_cast<uint32_t*>(panel));
+}
+
+void pack_b(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t K, void* panel) {
+  const auto src = static_cast<const uint16_t*>(b.data) + 2 * k * b.row + j * b.col;
+  pack_words(src, b.col, b.row, NR, nr, kc, K - 2 * k, static_cast<uint32_t*>(panel));
+}
+
+// Words (kc / 2, NR) as floats (kc, NR).
+void widen(const void* words, int64_t kc, float* panel) {
+  const auto pairs = static_cast<const uint32_t*>(words);
+  for (int64_t k = 0; k < kc; ++k) {
+    for (int j = 0; j < NR; j += kWidth) {
+      VecU w;
+      memcpy(&w, pairs + k / 2 * NR + j, sizeof w);
+      store(panel + k * NR + j, (Vec)(k % 2 ? w & 0xffff0000u : w << 16));
+    }
+  }
+}
+
+}  // namespace
+
+void fill_gemm_bf16(KernelTable& table) {
+  GemmKernels& g = table.gemm_bf16;
+  g = table.gemm_f32;
+  g.names = {"gemm_bf16", "gemm_bf16_packed", nullptr, nullptr};
+  g.k_per_word = 2;
+  g.tile = tile, g.pack_a = pack_a, g.pack_b = pack_b, g.widen = widen;
+  table.gemm_f32.pairs = &g;
+}
+
+}  // namespace tilewright::ISA
+
+#endif

@@ -1,0 +1,262 @@
+// Float32 GEMM on AMX by bfloat16 terms:  tile (32, 32) = sum over k of a[k][i] * b[k][j]
+//
+//   x = x0 + x1 + x2     each the bfloat16 nearest to what is left: 3 x 8 bits hold all 24
+//
+//   a * b = a2 b0 + a1 b0 + a1 b1 + a0 b1 + a0 b2 + a0 b0     left out: terms below 2^-24 of it
+//
+//   A's panel, a step of 32 elements of K:   a term's rows 0-15, rows 16-31; the next term ...
+//   B's panel, prepared:                     a term's 16 lines of pairs (2 KB); the next term ...
+//
+// Six products of tiles cost 6 x 16 cycles for each of the four sums, and load 12 tiles: half of
+// what a bfloat16 product loads for its work, so that B's panel may lie in the second cache. 32
+// fused multiply-adds of 16 lanes would take twice as long at least.
+//
+// B stays float32 in memory, in the panels of simd/gemm_kernel.cc, and is split on its way into the
+// first cache, once for each block of rows: packed weights take 4 bytes, and the float32 kernel
+// reads the same ones. Precision `high` has two terms and three products, `medium` one.
+//
+// Parameter  bounded by
+// KC         B's prepared panel, 6 bytes a word: 48 KB; and the longest chain of sums, as in float32
+// MC, NT     A's block (MC, KC), 6 bytes a word, and the sums (MC, NT) in a second cache of 2 MB;
+//            MC rows share what B's splitting costs
+//
+// Numerics: never above the bound of plain float32. Terms are rounded to nearest, ties to even (cut
+// off, they would all err to one side). A block's chain is at most KC long, then one addition for
+// each further block. The rest is found by content, so that a row's bits depend on that row and on
+// B alone, and is computed by the float32 kernel (cpu/gemm.cc):
+//   - sums that are not finite: an Inf or a NaN, or a number whose first term rounds up to Inf
+//   - rows of A and columns of B whose largest |x| is not zero and below 2^-76: their last terms
+//     would be subnormal, which the tiles count as zero. Panels end with the largest |x| of each.
+//
+// Source: Henry, Tang & Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
+// Higher-Precision Computations" (2019).
+#include "cpu/kernel_table.h"
+
+// Compiled at every level, empty where there are no tiles.
+#if defined(ISA_amx)
+
+#include "simd/amx.h"
+#include "simd/dot_bf16.h"
+#include "simd/elements.h"
+#include "simd/pack.h"
+#include "simd/tile.h"
+
+namespace tilewright::ISA {
+namespace {
+
+constexpr int MR = 32;
+static_assert(NR == 32);
+constexpr int64_t kStep = 32;  // elements of K
+constexpr int64_t kTermBytes = 2 * kTileBytes;
+
+// --- terms ---------------------------------------------------------------------------------------
+
+// first and second as sums of terms, pairs of which make a word. What two terms leave of 24 bits is a
+// bfloat16 already.
+template <int Terms>
+TW_INLINE void split(Vec first, Vec second, VecU (&pairs)[Terms]) {
+  constexpr uint32_t kUpper = 0xffff0000u;
+  for (int t = 0; t < Terms; ++t) {
+    if (t == 2) {
+      pairs[t] = (VecU)first >> 16 | ((VecU)second & kUpper);
+      return;
+    }
+    pairs[t] = round_pairs(first, second);
+    first = first - (Vec)(pairs[t] << 16);
+    second = second - (Vec)(pairs[t] & kUpper);
+  }
+}
+
+// The lower halves of all lanes, then the upper ones: 32 bfloat16.
+TW_INLINE VecU line_of(VecU pairs) {
+  typedef uint16_t Halves __attribute__((vector_size(64)));
+  Halves order;
+  for (int i = 0; i < 16; ++i) order[i] = uint16_t(2 * i), order[16 + i] = uint16_t(2 * i + 1);
+  return (VecU)__builtin_shuffle((Halves)pairs, order);
+}
+
+// The largest |x| so far; NaN doesn't count: its sums aren't finite.
+TW_INLINE Vec largest_of(Vec largest, Vec x) {
+  return larger(abs(x), largest);
+}
+
+int64_t steps_of(int64_t kc) {
+  return (kc + kStep - 1) / kStep;
+}
+
+// Rows [0, count) and elements [0, n) of K, a row a vector; zeros around them.
+template <class T>
+TW_INLINE void read_rows(const T* src, int64_t line, int64_t step, int count, int64_t n,
+                         Vec (&rows)[kWidth]) {
+  if (step == 1) {
+    for (int i = 0; i < kWidth; ++i) {
+      rows[i] = i >= count || n <= 0 ? Vec{}
+                : n >= kWidth        ? load(src + i * line)
+                                     : load_partial(src + i * line, n);
+    }
+  } else if (line == 1 && count == kWidth) {
+    for (int k = 0; k < kWidth; ++k) rows[k] = k < n ? load(src + k * step) : Vec{};
+    transpose(rows);
+  } else {
+    for (int i = 0; i < kWidth; ++i) {
+      rows[i] = Vec{};
+      for (int k = 0; i < count && k < n && k < kWidth; ++k) {
+        rows[i][k] = load_one(src + i * line + k * step);
+      }
+    }
+  }
+}
+
+template <int Terms, class T>
+void split_rows(const T* src, int64_t line, int64_t step, int mr, int64_t kc, char* panel) {
+  const int64_t steps = steps_of(kc);
+  const auto largest = reinterpret_cast<float*>(panel + steps * Terms * kTermBytes);
+  for (int half = 0; half < 2; ++half) {
+    const int count = mr - kWidth * half;
+    const T* const first = src + kWidth * half * line;
+    Vec most[kWidth] = {};
+    for (int64_t k = 0; k < kc; k += kStep) {
+      Vec left[kWidth], right[kWidth];
+      read_rows(first + k * step, line, step, count, kc - k, left);
+      read_rows(first + (k + kWidth) * step, line, step, count, kc - k - kWidth, right);
+      char* to = panel + k / kStep * Terms * kTermBytes + half * kTileBytes;
+      for (int i = 0; i < kWidth; ++i, to += 64) {
+        most[i] = largest_of(largest_of(most[i], left[i]), right[i]);
+        VecU terms[Terms];
+        split(left[i], right[i], terms);
+        for (int t = 0; t < Terms; ++t) {
+          const VecU line_of_term = line_of(terms[t]);
+          memcpy(to + t * kTermBytes, &line_of_term, sizeof line_of_term);
+        }
+      }
+    }
+    for (int i = 0; i < kWidth; ++i) largest[kWidth * half + i] = reduce_max(most[i]);
+  }
+}
+
+template <int Terms>
+void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t, void* panel) {
+  with_type(a, [&](const auto* p) {
+    split_rows<Terms>(p + i * a.row + k * a.col, a.row, a.col, mr, kc, static_cast<char*>(panel));
+  });
+}
+
+// Floats (kc, NR) with rows ldb apart, into pairs along K of each term.
+template <int Terms>
+void prepare(int64_t from, int64_t end, int64_t kc, const void* b, int64_t ldb, void* panel) {
+  const auto src = static_cast<const float*>(b);
+  const auto to = static_cast<char*>(panel);
+  Vec most[kVectors] = {};
+  for (int64_t k = from; k < end; k += 2) {
+    char* const line = to + k / kStep * Terms * kTermBytes + k % kStep / 2 * NR * 4;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec first = k < kc ? load(src + k * ldb + v * kWidth) : Vec{};
+      const Vec second = k + 1 < kc ? load(src + (k + 1) * ldb + v * kWidth) : Vec{};
+      most[v] = largest_of(largest_of(most[v], first), second);
+      VecU terms[Terms];
+      split(first, second, terms);
+      for (int t = 0; t < Terms; ++t) {
+        memcpy(line + t * kTermBytes + v * 64, &terms[t], sizeof terms[t]);
+      }
+    }
+  }
+  const auto largest = reinterpret_cast<float*>(to + steps_of(kc) * Terms * kTermBytes);
+  for (int v = 0; v < kVectors; ++v) {
+    float* const lanes = largest + v * kWidth;
+    store(lanes, from > 0 ? larger(most[v], load(lanes)) : most[v]);
+  }
+}
+
+// --- a * b ---------------------------------------------------------------------------------------
+
+template <bool both>
+TW_INLINE void load_a(const char* term) {
+  stream_tile<4>(term, 64);
+  if constexpr (both) stream_tile<5>(term + kTileBytes, 64);
+}
+TW_INLINE void load_b(const char* term) {
+  load_tile<6>(term, NR * 4);
+  load_tile<7>(term + 64, NR * 4);
+}
+
+// Each term of one side stays loaded for as long as the next product wants it.
+template <int Terms, bool both, class Work>
+TW_INLINE void step(const char* a, const char* b, Work& beside) {
+  constexpr Words w = Words::bf16;
+  load_b(b);
+  if constexpr (Terms == 3) {
+    load_a<both>(a + 2 * kTermBytes);
+    multiply_all<w, both>();  // a2 b0
+  }
+  if constexpr (Terms >= 2) {
+    load_a<both>(a + kTermBytes);
+    multiply_all<w, both>();  // a1 b0
+    load_b(b + kTermBytes);
+  }
+  beside.next_part();
+  if constexpr (Terms == 3) multiply_all<w, both>();  // a1 b1
+  load_a<both>(a);
+  if constexpr (Terms >= 2) multiply_all<w, both>();  // a0 b1
+  beside.next_part();
+  if constexpr (Terms == 3) {
+    load_b(b + 2 * kTermBytes);
+    multiply_all<w, both>();  // a0 b2
+  }
+  if constexpr (Terms >= 2) load_b(b);
+  multiply_all<w, both>();  // a0 b0
+}
+
+template <int Terms, bool both>
+void multiply(int64_t kc, const char* a, const char* b, char* out, const GemmAside& aside) {
+  Beside<Vec, prepare<Terms>> beside(aside, 2 * steps_of(kc), 2);
+  clear_sums<both>();
+  for (int64_t k = 0; k < kc; k += kStep, a += Terms * kTermBytes, b += Terms * kTermBytes) {
+    step<Terms, both>(a, b, beside);
+  }
+  store_sums<both>(out);
+}
+
+template <int Terms>
+void tile_beside(int mr, int64_t kc, const void* a, const void* b, void* out,
+                 const GemmAside& aside) {
+  const auto pa = static_cast<const char*>(a), pb = static_cast<const char*>(b);
+  const auto pt = static_cast<char*>(out);
+  mr > kTileLines ? multiply<Terms, true>(kc, pa, pb, pt, aside)
+                  : multiply<Terms, false>(kc, pa, pb, pt, aside);
+}
+
+template <int Terms>
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+  tile_beside<Terms>(mr, kc, a, b, out, {});
+}
+
+template <int Terms>
+GemmKernels kernels(const KernelTable& table, const GemmNames& names) {
+  GemmKernels g = table.gemm_f32;
+  g.names = names, g.units = "AMX tiles";
+  g.MR = MR, g.MC = 256, g.NT = 1024;
+  g.a_bytes = g.prepared_bytes = 2 * Terms;
+  g.k_step = kStep;
+  g.tile = tile<Terms>, g.tile_beside = tile_beside<Terms>, g.add_tile = add_sums<Vec>,
+  g.pack_a = pack_a<Terms>, g.prepare = prepare<Terms>;
+  g.begin = begin_tiles, g.end = end_tiles;
+  g.exact = &table.gemm_f32, g.smallest = 0x1p-76f;
+  g.all_finite = table.attention.all_finite;
+  return g;
+}
+
+}  // namespace
+
+void fill_gemm_split(KernelTable& table) {
+  table.gemm_split[0] = kernels<3>(
+      table, {"gemm_split_highest", "gemm_split_highest_packed", "gemm_split_highest_in_place"});
+  table.gemm_split[1] =
+      kernels<2>(table, {"gemm_split_high", "gemm_split_high_packed", "gemm_split_high_in_place"});
+  table.gemm_split[2] = kernels<1>(
+      table, {"gemm_split_medium", "gemm_split_medium_packed", "gemm_split_medium_in_place"});
+}
+
+}  // namespace tilewright::ISA
+
+#endif

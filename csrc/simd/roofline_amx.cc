@@ -1,0 +1,43 @@
+// The limits of matrix units: products of tiles that are there, four sums in turn.
+//
+//   multiply_add_bf16   each step 4 x 16 x 16 x 32 multiply-adds
+//   multiply_add_int8   each step 4 x 16 x 16 x 64
+//
+// Parameter  bounded by
+// 4 sums     latency of a product (52 cycles) / its 16 cycles on the units
+//
+// Numerics: tiles of zeros, which are as fast as any others.
+#include "cpu/kernel_table.h"
+
+// Compiled at every level, empty where there are no tiles.
+#if defined(ISA_amx)
+
+#include "simd/amx.h"
+
+namespace tilewright::ISA {
+namespace {
+
+template <Words w>
+float multiply(int64_t steps) {
+  begin_tiles();
+  clear_sums<true>();
+  clear_tile<4>(), clear_tile<5>(), clear_tile<6>(), clear_tile<7>();
+  for (int64_t i = 0; i < steps; ++i) multiply_all<w, true>();
+  alignas(64) float sums[32 * 32];
+  store_sums<true>(reinterpret_cast<char*>(sums));
+  end_tiles();
+  return sums[0];
+}
+
+}  // namespace
+
+void fill_roofline_amx(KernelTable& table) {
+  constexpr int64_t products = 4 * 16 * 16;
+  RooflineKernels& k = table.roofline;
+  k.multiply_add_bf16 = multiply<Words::bf16>, k.bf16_flops_per_step = products * 32 * 2;
+  k.multiply_add_int8 = multiply<Words::s8>, k.int8_ops_per_step = products * 64 * 2;
+}
+
+}  // namespace tilewright::ISA
+
+#endif
