@@ -24,7 +24,7 @@ from tilewright.bench import (
 from tilewright.registry import OPS, Op
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOF = roofline.Roofline(1e11, 1e11, (roofline.Level("DRAM", float("inf"), 1e10),))
+ROOF = roofline.Roofline(1e11, 0.0, 1e11, (roofline.Level("DRAM", float("inf"), 1e10),))
 
 
 BESIDES = {"linear_gelu", "decode", "weight_only"}  # rows that are a way to use an op
@@ -182,16 +182,20 @@ def test_interleave_calls_everybody_equally(monkeypatch):
 
 def test_limit_names_what_binds():
     memory = (roofline.Level("L2", 1e6, 1e11), roofline.Level("DRAM", float("inf"), 1e10))
-    roof = roofline.Roofline(1e11, 2e11, memory)
+    roof = roofline.Roofline(1e11, 0.0, 2e11, memory)
     assert roof.limit(1e9, 10) == (1e-2, "fma")
-    assert roof.limit(1e9, 10, integer=True) == (5e-3, "int8")
+    assert roof.limit(1e9, 10, "int8") == (5e-3, "int8")
+    assert roof.limit(1e9, 10, "bfloat16") == (1e-2, "fma")
     assert roof.limit(1, 1e5) == (1e-6, "L2")
     assert roof.limit(1, 1e8) == (1e-2, "DRAM")
+    units = roof._replace(bf16=12e11)  # matrix units: of bfloat16, and float32 by six products
+    assert units.limit(1e9, 10, "bfloat16") == (1e9 / 12e11, "bf16")
+    assert units.limit(1e9, 10) == (5e-3, "terms")
 
 
 def test_measured_roof_is_plausible():
     roof = roofline.measure(0.01)
-    assert roof.flops > 1e8
+    assert roof.fma > 1e8
     assert roof.int8 > 1e8
     assert [level.name for level in roof.memory] == ["L2", "L3", "DRAM"]
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 import tilewright
@@ -37,6 +38,8 @@ def full_plans() -> Iterator[Plan]:
         yield _matmul(n, n, n, "nn")
     for n in (512, 1024, 2048):
         yield _matmul(n, n, n, "nt")
+    for n in (256, 512, 1024, 2048):
+        yield _matmul_bf16(n)
     for m, k, n in (
         (1, 768, 3072),
         (8, 768, 3072),
@@ -153,6 +156,30 @@ def _matmul(m: int, k: int, n: int, layout: str) -> Plan:
         return Case("matmul", name, calls, lambda: [a.astype(float) @ b.astype(float)], cost)
 
     name = f"{m}x{k}x{n} {layout}"
+    return Plan("matmul", name, build)
+
+
+def _matmul_bf16(n: int) -> Plan:
+    """Beside it our own float32 matmul of that size (column ×f32). NumPy has no bfloat16 kernel."""
+
+    def build(torch: Any) -> Case:
+        fa, fb = _normal((n, n), (n, n))
+        a, b = fa.astype(ml_dtypes.bfloat16), fb.astype(ml_dtypes.bfloat16)
+        calls: dict[str, Call] = {
+            "tilewright": lambda: tw.matmul(a, b),
+            "f32": lambda: tw.matmul(fa, fb),
+        }
+        if torch:
+            ta, tb = (torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) for x in (a, b))
+            calls["torch"] = lambda: torch.matmul(ta, tb)
+        cost = Cost(2.0 * n**3, 2.0 * 3 * n * n)
+
+        def want() -> list[Any]:
+            return [a.astype(float) @ b.astype(float)]
+
+        return Case("matmul", name, calls, want, cost, "bfloat16", loose=("f32",))
+
+    name = f"{n}x{n}x{n} bf16"
     return Plan("matmul", name, build)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 # A wrong kernel is off by far more than this share of the largest element, float32 rounding by far
 # less. How exact each op must be is the tests' business (tests/tolerance.py).
 TOLERANCE = 1e-4
+TOLERANCES = {"bfloat16": 2.0**-7}  # of results of 8 bits
 
 
 class WrongAnswer(Exception):
     """An engine's answer is not the float64 one."""
 
 
-def check(engine: str, got: Sequence[Any], want: Sequence[Any]) -> None:
+def check(engine: str, got: Sequence[Any], want: Sequence[Any], dtype: str = "float32") -> None:
     """Compare every array with the oracle's: integers exactly, floats against the largest element.
 
     Raises:
@@ -30,7 +31,8 @@ def check(engine: str, got: Sequence[Any], want: Sequence[Any]) -> None:
         if g.shape != w.shape:
             raise WrongAnswer(f"{engine}: output {number} has shape {g.shape}, expected {w.shape}")
         exact = np.issubdtype(w.dtype, np.integer)
-        allowed = 0.0 if exact else TOLERANCE * float(np.max(np.abs(w), initial=0.0))
+        share = TOLERANCES.get(dtype, TOLERANCE)
+        allowed = 0.0 if exact else share * float(np.max(np.abs(w), initial=0.0))
         error = np.abs(np.subtract(g, w, dtype=np.float64))
         if not np.all(error <= allowed):  # so written that NaN fails
             place = np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), w.shape)

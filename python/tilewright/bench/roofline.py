@@ -1,6 +1,7 @@
 """What this machine can do, measured in a few seconds with the active ISA level's own instructions.
 
-- multiply-adds a second: independent chains of them on registers (csrc/simd/roofline.cc)
+- multiply-adds a second: independent chains of them on registers (csrc/simd/roofline.cc), products
+  of tiles on matrix units (csrc/simd/roofline_amx.cc)
 - bytes a second from L2, L3 and memory: streaming reads and copies, whichever moves more; a copy
   counts both directions
 
@@ -20,7 +21,8 @@ import numpy as np
 from tilewright import _core
 from tilewright.runtime import get_num_threads
 
-SECONDS = 0.4  # of each of the eight loops
+SECONDS = 0.4  # of each of the nine loops
+TERM_PRODUCTS = 6  # of bfloat16 terms, for a float32 product (csrc/simd/gemm_split.cc)
 FALLBACK_CACHES = {"L2": 1 << 20, "L3": 16 << 20}  # where the system does not tell
 
 
@@ -35,23 +37,41 @@ class Level(NamedTuple):
 class Roofline(NamedTuple):
     """Measured limits for one ISA level and thread count."""
 
-    flops: float  # float32, a multiply-add counts two
+    fma: float  # float32 in registers, a multiply-add counts two
+    bf16: float  # bfloat16 on matrix units, likewise; 0 without them
     int8: float  # int8 multiply-adds summed into int32, likewise
     memory: tuple[Level, ...]
 
-    def limit(self, flops: float, nbytes: float, integer: bool = False) -> tuple[float, str]:
+    @property
+    def float32(self) -> float:
+        """Of float32 products: in registers, or six products of bfloat16 terms for one."""
+        return max(self.fma, self.bf16 / TERM_PRODUCTS)
+
+    def arithmetic(self, dtype: str) -> tuple[float, str]:
+        """Operations a second for operands of this dtype, and on what."""
+        if dtype == "int8":
+            return self.int8, "int8"
+        if dtype == "bfloat16" and self.bf16:
+            return self.bf16, "bf16"
+        return self.float32, "fma" if self.float32 == self.fma else "terms"
+
+    def limit(self, flops: float, nbytes: float, dtype: str = "float32") -> tuple[float, str]:
         """Seconds a call needs at least, and what binds it."""
         home = next(level for level in self.memory if nbytes <= level.size)
-        arithmetic = flops / (self.int8 if integer else self.flops)
+        rate, name = self.arithmetic(dtype)
         traffic = nbytes / home.bandwidth
-        if arithmetic >= traffic:
-            return arithmetic, "int8" if integer else "fma"
-        return traffic, home.name
+        return (flops / rate, name) if flops / rate >= traffic else (traffic, home.name)
 
     def as_dict(self) -> dict[str, Any]:
         """For the JSON: GFLOP/s, GB/s, bytes."""
         memory = {m.name: {"size": m.size, "gbs": m.bandwidth / 1e9} for m in self.memory}
-        return {"gflops": self.flops / 1e9, "int8_gops": self.int8 / 1e9, "memory": memory}
+        return {
+            "gflops": self.float32 / 1e9,
+            "fma_gflops": self.fma / 1e9,
+            "bf16_gflops": self.bf16 / 1e9,
+            "int8_gops": self.int8 / 1e9,
+            "memory": memory,
+        }
 
 
 def cache_sizes(threads: int) -> dict[str, int]:
@@ -69,7 +89,8 @@ def measure(seconds: float = SECONDS) -> Roofline:
     """Measure on the active ISA level with the current number of threads."""
     threads = get_num_threads()
     caches = cache_sizes(threads)
-    flops = _best(lambda: _core.roofline_multiply_add(8 * threads, 20_000), seconds)
+    fma = _best(lambda: _core.roofline_multiply_add(8 * threads, 20_000), seconds)
+    bf16 = _best(lambda: _core.roofline_multiply_add_bf16(8 * threads, 2_000), seconds)
     int8 = _best(lambda: _core.roofline_multiply_add_int8(8 * threads, 20_000), seconds)
     levels = []
     # Half a cache is filled: read and copied buffers beside whatever else lives there.
@@ -77,7 +98,7 @@ def measure(seconds: float = SECONDS) -> Roofline:
         working_set = size // 2 or min(4 * caches["L3"], 512 << 20)
         bandwidth = _bandwidth(working_set, threads, seconds)
         levels.append(Level(name, size or float("inf"), bandwidth))
-    return Roofline(flops, int8, tuple(levels))
+    return Roofline(fma, bf16, int8, tuple(levels))
 
 
 def _bandwidth(working_set: int, threads: int, seconds: float) -> float:
@@ -92,10 +113,12 @@ def _bandwidth(working_set: int, threads: int, seconds: float) -> float:
 
 
 def _best(work: Callable[[], float], seconds: float) -> float:
-    """Most work a second of many short tries."""
+    """Most work a second of many short tries; 0 for work that this level hasn't got."""
     best = 0.0
     end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end or best == 0.0:
         amount = work()
+        if amount == 0:
+            return 0.0
         best = max(best, amount / (time.perf_counter() - start))
     return best

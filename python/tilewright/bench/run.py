@@ -140,7 +140,7 @@ def bench(
         if engine in case.loose:
             continue
         try:
-            oracle.check(engine, _arrays(call()), want)
+            oracle.check(engine, _arrays(call()), want, case.dtype)
         except Exception as error:  # reported in the row; the other rows are still worth having
             key = "error" if engine == "tilewright" else f"{engine}_error"
             row[key] = f"{type(error).__name__}: {engine}: {error}"
@@ -155,7 +155,8 @@ def bench(
     )
     row["engines"] = {name: timing._asdict() for name, timing in timings.items()}
     best = timings["tilewright"].min
-    limit, bound = roof.limit(case.cost.flops, case.cost.bytes, case.integer)
+    dtype = "int8" if case.integer else case.dtype
+    limit, bound = roof.limit(case.cost.flops, case.cost.bytes, dtype)
     row["gflops"], row["gbs"] = case.cost.flops / best / 1e9, case.cost.bytes / best / 1e9
     row["roof"], row["bound"] = limit / best, bound
     row["ratios"] = {n: t.min / best for n, t in timings.items() if n != "tilewright"}
@@ -165,7 +166,8 @@ def bench(
 def _arrays(result: Any) -> list[Any]:
     """Whatever an engine returned, as NumPy arrays."""
     many: Iterable[Any] = result if isinstance(result, (list, tuple)) else [result]
-    return [np.asarray(x) for x in many]
+    wide = [x.float() if str(x.dtype) == "torch.bfloat16" else x for x in many]
+    return [np.asarray(x) for x in wide]
 
 
 def _flusher() -> Any:

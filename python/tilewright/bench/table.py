@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = (
-    f"{'op':18} {'shape':22} {'dtype':8} {'isa':7} {'T':>2} {'ms':>9} {'median':>9} {'spread':>6} "
+    f"{'op':18} {'shape':22} {'dtype':8} {'isa':11} {'T':>2} {'ms':>9} {'median':>9} {'spread':>6} "
 )
 COLUMNS += (
     f"{'GFLOP/s':>8} {'GB/s':>7} {'%roof':>6} {'bound':5} {'×numpy':>7} {'×torch':>7} {'×f32':>6}"
@@ -39,16 +39,26 @@ def run_header(run: dict[str, Any]) -> str:
         [
             f"\n{run['isa']}, {threads}, {run['caches']} caches",
             *(f"  {name:11}{text}" for name, text in run["engines"].items()),
-            f"  roof       float32 {roof['gflops']:.0f} GFLOP/s · "
+            f"  roof       float32 {_float32(roof)} · "
             f"int8 {roof['int8_gops']:.0f} GOP/s · {memory}",
             COLUMNS,
         ]
     )
 
 
+def _float32(roof: dict[str, Any]) -> str:
+    """And how matrix units have a part in it."""
+    text = f"{roof['gflops']:.0f} GFLOP/s"
+    if units := roof.get("bf16_gflops"):
+        fma = roof["fma_gflops"]
+        text += f" (in registers {fma:.0f}; six bfloat16 products) · bfloat16 {units:.0f} GFLOP/s"
+    return text
+
+
 def line(row: dict[str, Any], run: dict[str, Any]) -> str:
     """One case; a failed one has its message in place of numbers."""
-    start = f"{row['op']:18} {row['shape']:22} {row['dtype']:8} {run['isa']:7} {run['threads']:2d} "
+    start = f"{row['op']:18} {row['shape']:22} {row['dtype']:8} "
+    start += f"{run['isa']:11} {run['threads']:2d} "
     if "error" in row:
         return f"{start}{row['error']}"
     t = row["engines"]["tilewright"]
