@@ -1,13 +1,15 @@
-// One block of a matrix product, as a pipeline: while a tile is multiplied, the tile before it joins
-// its sums, and a part of the next panel of B is prepared.
+// One block of a matrix product. On matrix units it is a pipeline:
 //
-//   multiply tile t     | 1          2          3          4 ...     matrix units, or registers
+//   multiply tile t     | 1          2          3          4 ...     matrix units
 //   finish tile t - 1   |            1          2          3 ...     add to the sums; at the end of
 //   prepare panel c + 1 | part 1     part 2     part 3     ...       K the epilogue
+//   fetch panel c + 2   | part 1     part 2     part 3     ...
 //
-// Matrix units work for hundreds of cycles on instructions that the core has long sent; what stands
-// behind them in the program runs meanwhile, if it doesn't wait for them. So nothing touches a tile
-// before the next one is on its way.
+// The units work for hundreds of cycles on a few instructions, and the core could do the rest in
+// that time; but what stands behind a tile in the program waits until its sums are stored. So the
+// rest goes between the tile's own instructions (GemmAside), and is work on other data: the tile
+// before and the panels after. Kernels in registers leave no such gaps: there each tile is finished
+// at once.
 #include "cpu/gemm_block.h"
 
 #include <algorithm>

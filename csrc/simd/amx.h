@@ -11,9 +11,9 @@
 //               +---------+---------+
 //
 // Why not the compiler's intrinsics: in GCC 12 the one that loads the configuration names 8 bytes of
-// its operand, and the one that loads a tile no memory at all; stores before them are dropped (a local configuration became a
-// single byte and SIGILL). Here every instruction is volatile and clobbers memory; the
-// configuration is a constant. A test bans the intrinsics.
+// its operand, and the one that loads a tile no memory at all; stores before them are dropped (a
+// local configuration became a single byte and SIGILL). Here every instruction is volatile and
+// clobbers memory; the configuration is a constant. A test bans the intrinsics.
 //
 // Source: Intel Architecture Instruction Set Extensions Programming Reference, chapter 3 (AMX).
 #pragma once
@@ -92,6 +92,7 @@ TW_INLINE void store_sums(char* out) {
   if constexpr (both)
     store_tile<2>(out + 16 * line, line), store_tile<3>(out + 16 * line + 64, line);
 }
+
 // sum (32, 32) += tile, or = tile where first: vectors [from, to) of 64. V: of what the words' sums
 // are.
 template <class V>

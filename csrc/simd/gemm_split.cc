@@ -23,7 +23,7 @@
 // Numerics: never above the bound of plain float32. Terms are rounded to nearest, ties to even (cut
 // off, they would all err to one side). A block's chain is at most KC long, then one addition for
 // each further block. The rest is found by content, so that a row's bits depend on that row and on
-// B alone, and is computed by the float32 kernel (cpu/gemm.cc):
+// B alone, and is computed by the float32 kernel (cpu/gemm_block.cc):
 //   - sums that are not finite: an Inf or a NaN, or a number whose first term rounds up to Inf
 //   - rows of A and columns of B whose largest |x| is not zero and below 2^-76: their last terms
 //     would be subnormal, which the tiles count as zero. Panels end with the largest |x| of each.
@@ -51,8 +51,8 @@ constexpr int64_t kTermBytes = 2 * kTileBytes;
 
 // --- terms ---------------------------------------------------------------------------------------
 
-// first and second as sums of terms, pairs of which make a word. What two terms leave of 24 bits is a
-// bfloat16 already.
+// first and second as sums of terms, pairs of which make a word. What two terms leave of 24 bits is
+// a bfloat16 already.
 template <int Terms>
 TW_INLINE void split(Vec first, Vec second, VecU (&pairs)[Terms]) {
   constexpr uint32_t kUpper = 0xffff0000u;
