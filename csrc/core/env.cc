@@ -6,7 +6,7 @@ namespace tilewright::env {
 
 const std::vector<Variable>& variables() {
   static const std::vector<Variable> table = {
-      {"TILEWRIGHT_ISA", "force an ISA level: generic, avx2, avx512; neon, neon_dot"},
+      {"TILEWRIGHT_ISA", "force an ISA level: a name that tw.isas() lists"},
       {"TILEWRIGHT_NUM_THREADS",
        "threads at most; the default is min(affinity, cgroup quota, OMP_NUM_THREADS, this)"},
       {"OMP_NUM_THREADS", "threads at most, for OpenMP's programs and this library alike"},
