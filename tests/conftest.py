@@ -86,7 +86,9 @@ PARTIAL_LEVELS = {
     "amx": PRODUCTS,
     "neon_dot": {"int8_matmul", "qmatmul"},
 }
-WITHOUT_PRODUCTS = ("attention", "kvcache", "dropout", "optim")  # files of tests
+# Files of tests that meet no product, or only those of other tests again.
+WITHOUT_PRODUCTS = ("attention", "kvcache", "dropout", "optim", "test_quantize", "differential_q")
+WITHOUT_PRODUCTS += ("backward",)
 
 
 def concerns_level(item):
@@ -95,9 +97,10 @@ def concerns_level(item):
     ops = PARTIAL_LEVELS.get(parameters.get("isa"))
     if ops is None or item.config.getoption("--isa"):
         return True
-    if "name" in parameters:
-        return parameters["name"] in ops or parameters["name"] not in OPS
-    return not any(word in item.path.stem for word in WITHOUT_PRODUCTS)
+    if any(word in item.path.stem for word in WITHOUT_PRODUCTS):
+        return False
+    name = parameters.get("name")
+    return name not in OPS or name in ops
 
 
 def pytest_collection_modifyitems(config, items):

@@ -89,19 +89,33 @@ def test_without_a_fault_nothing_fails(build, tmp_path):
         assert not failing_cases(library, fault.op, harness.DTYPES[fault.dtype]), fault.op
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_is_caught(fault, build, tmp_path):
+def build_with(fault, build, folder):
+    """The library with this fault in it."""
     original, objects = build
-    tree = tmp_path / "csrc"
+    tree = folder / "csrc"
     shutil.copytree(original, tree)
     path = tree / fault.file
     text = path.read_text(encoding="utf-8")
     found = len(re.findall(re.escape(fault.text), text))
     assert found, f"{fault.file} no longer has {fault.text!r}: give this fault its new place"
     path.write_text(text.replace(fault.text, fault.wrong), encoding="utf-8")
-    changed = compile_source(fault.source, tree, tmp_path)
-    library = link(
-        [*(o for s, o in objects.items() if s != fault.source), changed], tmp_path / "wrong.so"
-    )
-    failed = failing_cases(library, fault.op, harness.DTYPES[fault.dtype])
+    changed = compile_source(fault.source, tree, folder)
+    others = [o for s, o in objects.items() if s != fault.source]
+    return link([*others, changed], folder / "wrong.so")
+
+
+@pytest.fixture(scope="module")
+def faulty(build, request, tmp_path_factory):
+    """A library for each fault that will be asked for, on their way on all cores."""
+    asking = [item for item in request.session.items if "faulty" in item.fixturenames]
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {
+            fault.name: pool.submit(build_with, fault, build, tmp_path_factory.mktemp("fault"))
+            for fault in (item.callspec.params["fault"] for item in asking)
+        }
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_caught(fault, faulty):
+    failed = failing_cases(faulty[fault.name].result(), fault.op, harness.DTYPES[fault.dtype])
     assert failed, f"{fault.name}: every case is still within its bound"
