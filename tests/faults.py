@@ -176,7 +176,7 @@ FAULTS = [
     ),
     Fault(
         "second half of the last pair dropped",
-        QGEMM,
+        "simd/pack_pairs.h",
         "k < whole ? first + step : nullptr",
         "k + 1 < whole ? first + step : nullptr",
         QGEMM,

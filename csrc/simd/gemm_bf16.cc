@@ -18,7 +18,7 @@
 #if defined(ISA_avx512_bf16)
 
 #include "simd/dot_bf16.h"
-#include "simd/pack.h"
+#include "simd/pack_pairs.h"
 #include "simd/tile.h"
 
 namespace tilewright::ISA {
@@ -58,56 +58,6 @@ void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) 
 }
 
 // --- packing: a word is a pair of neighbours along K ---------------------------------------------
-
-TW_INLINE VecU pairs_of(const uint16_t* first, const uint16_t* second) {
-  VecH low, high = {};
-  memcpy(&low, first, sizeof low);
-  if (second) memcpy(&high, second, sizeof high);
-  return __builtin_convertvector(low, VecU) | __builtin_convertvector(high, VecU) << 16;
-}
-
-// kWidth words of up to kWidth lines along which K runs, transposed. Writes kWidth words a line.
-TW_INLINE void pack_block(const uint16_t* src, int64_t line, int count, uint32_t* words,
-                          int width) {
-  Vec r[kWidth];
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    r[i] = i < count ? load(reinterpret_cast<const float*>(src + i * line)) : Vec{};
-  }
-  transpose(r);
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) memcpy(words + i * width, &r[i], sizeof r[i]);
-}
-
-// kc lines of `width` words, the first `count` of each from the matrix, the others zero; of `left`
-// elements of K, the last pair may be half a pair.
-void pack_words(const uint16_t* src, int64_t line, int64_t step, int width, int count, int64_t kc,
-                int64_t left, uint32_t* panel) {
-  const int64_t whole = left / 2 < kc ? left / 2 : kc;  // words of which both elements exist
-  int64_t k = 0;
-  if (step == 1 && line != 1) {
-    for (; k + kWidth <= whole; k += kWidth) {
-      for (int i = 0; i < width; i += kWidth) {
-        const int n = count - i < 0 ? 0 : count - i < kWidth ? count - i : kWidth;
-        pack_block(src + i * line + 2 * k, line, n, panel + k * width + i, width);
-      }
-    }
-  }
-  for (; k < kc; ++k) {
-    const uint16_t* first = src + 2 * k * step;
-    const uint16_t* second = k < whole ? first + step : nullptr;
-    uint32_t* words = panel + k * width;
-    int i = 0;
-    for (; line == 1 && i + kWidth <= count; i += kWidth) {
-      const VecU pairs = pairs_of(first + i, second ? second + i : nullptr);
-      memcpy(words + i, &pairs, sizeof pairs);
-    }
-    for (; i < count; ++i) {
-      words[i] = first[i * line] | uint32_t(second ? second[i * line] : 0) << 16;
-    }
-    for (; i < width; ++i) words[i] = 0;
-  }
-}
 
 void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
   const auto src = static_cast<const uint16_t*>(a.data) + i * a.row + 2 * k * a.col;

@@ -20,7 +20,7 @@
 #include "simd/activation.h"
 #include "simd/dot_s8.h"
 #include "simd/elements.h"
-#include "simd/pack.h"
+#include "simd/pack_pairs.h"
 #include "simd/tile.h"
 
 namespace tilewright::ISA {
@@ -73,101 +73,6 @@ void add_tile(bool first, const void* tile, void* sum) {
 }
 
 // --- packing: a word of A is a pair of int16, a word of B a pair of int8 -------------------------
-
-TW_INLINE void put(uint32_t* words, VecP pairs) {
-  memcpy(words, &pairs, sizeof pairs);
-}
-TW_INLINE void put(uint16_t* words, VecP pairs) {
-  const VecB bytes = __builtin_convertvector(pairs, VecB);
-  memcpy(words, &bytes, sizeof bytes);
-}
-TW_INLINE void put_one(uint32_t* word, int first, int second) {
-  *word = uint32_t(uint16_t(first)) | uint32_t(second) << 16;
-}
-TW_INLINE void put_one(uint16_t* word, int first, int second) {
-  *word = uint16_t(uint8_t(first) | uint16_t(second) << 8);
-}
-
-// Neighbours along the panel are contiguous: two rows of K, interleaved. Returns how many words of
-// the line were written.
-template <class T, class Word>
-TW_INLINE int pack_line(const T* first, const T* second, int count, Word* words) {
-  typedef T VecT __attribute__((vector_size(kWidth)));
-  int i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    VecT lo, hi = {};
-    memcpy(&lo, first + i, sizeof lo);
-    if (second) memcpy(&hi, second + i, sizeof hi);
-    const VecI low = __builtin_convertvector(lo, VecI), high = __builtin_convertvector(hi, VecI);
-    put(words + i, (VecP)((low & 0xffff) | high << 16));
-  }
-  for (; i < count; ++i) put_one(words + i, first[i], second ? second[i] : 0);
-  return count;
-}
-
-// The same for pairs of bytes: interleaved as they are.
-template <class T>
-TW_INLINE int pack_line(const T* first, const T* second, int count, uint16_t* words) {
-  typedef int8_t Bytes __attribute__((vector_size(kWidth)));
-  Bytes low_half, high_half;
-  for (int i = 0; i < kWidth / 2; ++i) {
-    low_half[2 * i] = int8_t(i), low_half[2 * i + 1] = int8_t(kWidth + i);
-    high_half[2 * i] = int8_t(kWidth / 2 + i),
-                  high_half[2 * i + 1] = int8_t(kWidth + kWidth / 2 + i);
-  }
-  int i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    Bytes lo, hi = {};
-    memcpy(&lo, first + i, sizeof lo);
-    if (second) memcpy(&hi, second + i, sizeof hi);
-    const Bytes left = __builtin_shuffle(lo, hi, low_half);
-    const Bytes right = __builtin_shuffle(lo, hi, high_half);
-    memcpy(words + i, &left, sizeof left);
-    memcpy(words + i + kWidth / 2, &right, sizeof right);
-  }
-  for (; i < count; ++i) put_one(words + i, first[i], second ? second[i] : 0);
-  return count;
-}
-
-// K is contiguous: kWidth words of up to kWidth lines, transposed. Writes kWidth words a line.
-template <class T, class Word>
-TW_INLINE void pack_block(const T* src, int64_t line, int count, Word* words, int width) {
-  Vec r[kWidth];
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) r[i] = i < count ? (Vec)load_pairs(src + i * line) : Vec{};
-  transpose(r);
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) put(words + i * width, (VecP)r[i]);
-}
-
-// kc lines of `width` words, the first `count` of each from the matrix, the others zero. `left` is
-// how many elements of K there are from src on: the last pair may be half a pair.
-template <class T, class Word>
-void pack_words(const T* src, int64_t line, int64_t step, int width, int count, int64_t kc,
-                int64_t left, Word* panel) {
-  const int64_t whole = left / 2 < kc ? left / 2 : kc;  // words of which both elements exist
-  int64_t k = 0;
-  if (step == 1 && line != 1) {
-    for (; k + kWidth <= whole; k += kWidth) {
-      for (int i = 0; i < width; i += kWidth) {
-        const int n = count - i < 0 ? 0 : count - i < kWidth ? count - i : kWidth;
-        pack_block(src + i * line + 2 * k, line, n, panel + k * width + i, width);
-      }
-    }
-  }
-  for (; k < kc; ++k) {
-    const T* first = src + 2 * k * step;
-    const T* second = k < whole ? first + step : nullptr;
-    Word* words = panel + k * width;
-    int i = 0;
-    if (line == 1) {
-      i = pack_line(first, second, count, words);
-    } else {
-      for (; i < count; ++i) put_one(words + i, first[i * line], second ? second[i * line] : 0);
-    }
-    for (; i < width; ++i) words[i] = 0;
-  }
-}
 
 void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
   const int64_t at = i * a.row + 2 * k * a.col, left = K - 2 * k;
