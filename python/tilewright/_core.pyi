@@ -369,7 +369,7 @@ def roofline_multiply_add(tasks: int, steps: int) -> float:
 
 def roofline_multiply_add_bf16(tasks: int, steps: int) -> float:
     """
-    integer operations done
+    floating-point operations done; 0 without matrix units
     """
 
 def roofline_multiply_add_int8(tasks: int, steps: int) -> float:
