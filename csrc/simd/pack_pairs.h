@@ -13,7 +13,9 @@ namespace {
 
 // 2 kWidth elements of 16 bits as they are.
 TW_INLINE VecP load_pairs(const uint16_t* p) {
-  return (VecP)load(reinterpret_cast<const float*>(p));
+  VecP pairs;
+  memcpy(&pairs, p, sizeof pairs);  // 16-bit elements may lie at any even address
+  return pairs;
 }
 
 TW_INLINE void put(uint32_t* words, VecP pairs) {
