@@ -83,12 +83,11 @@ PRODUCTS = {"matmul", "int8_matmul", "qmatmul"}
 PARTIAL_LEVELS = {
     "avx512_vnni": {"int8_matmul", "qmatmul"},
     "avx512_bf16": {"matmul"},
-    "amx": PRODUCTS,
+    "amx": PRODUCTS | {"attention", "attention_varlen"},
     "neon_dot": {"int8_matmul", "qmatmul"},
 }
 # Files of tests that meet no product, or only those of other tests again.
-WITHOUT_PRODUCTS = ("attention", "kvcache", "dropout", "optim", "test_quantize", "differential_q")
-WITHOUT_PRODUCTS += ("backward",)
+WITHOUT_PRODUCTS = ("kvcache", "dropout", "optim", "test_quantize", "differential_q")
 
 
 def concerns_level(item):
@@ -97,9 +96,13 @@ def concerns_level(item):
     ops = PARTIAL_LEVELS.get(parameters.get("isa"))
     if ops is None or item.config.getoption("--isa"):
         return True
-    if any(word in item.path.stem for word in WITHOUT_PRODUCTS):
+    stem, name = item.path.stem, parameters.get("name")
+    if any(word in stem for word in WITHOUT_PRODUCTS):
         return False
-    name = parameters.get("name")
+    if "attention" in stem and "attention" not in ops:
+        return False
+    if "backward" in stem:  # gradients of products are products
+        return name in ops - PRODUCTS
     return name not in OPS or name in ops
 
 

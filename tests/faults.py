@@ -33,6 +33,7 @@ GEMM, QGEMM, WEIGHTS, LAYERNORM, ELEMENT, ATTENTION, DECODE, ROPE = (
         "rope",
     )
 )
+SCORES = "simd/attention_scores.h"
 FAULTS = [
     Fault(
         "last terms of K dropped",
@@ -310,7 +311,7 @@ FAULTS = [
         ATTENTION,
         "attention",
     ),
-    Fault("additive mask forgotten", ATTENTION, "t + bias", "t", ATTENTION, "attention"),
+    Fault("additive mask forgotten", SCORES, "t + bias", "t", ATTENTION, "attention"),
     Fault(
         "a window reaches one key too far back",
         "cpu/attention_panels.cc",
@@ -361,7 +362,7 @@ FAULTS = [
     ),
     Fault(
         "ALiBi counts from the wrong key",
-        ATTENTION,
+        SCORES,
         "load_ints(rule.position + lane) - rule.first",
         "load_ints(rule.position + lane)",
         ATTENTION,

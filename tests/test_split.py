@@ -168,16 +168,29 @@ def test_latency_is_the_kernel_of_float32(isa, rng):
 
 # --- faults ---------------------------------------------------------------------------------------
 
-FAULTS = {
-    "none": ("", ""),
+FAULTS = {  # a file of csrc/simd, a text of it, and what replaces it
+    "none": ("gemm_split.cc", "", ""),
     "terms cut off": (
-        "round_pairs(first, second)",
-        "(VecU)first >> 16 | ((VecU)second & kUpper)",
+        "dot_bf16.h",
+        "(__m512)second, (__m512)first",
+        "(__m512)((VecU)second & 0xffff0000u), (__m512)((VecU)first & 0xffff0000u)",
     ),
-    "a1 b1 left out": ("if constexpr (Terms == 3) multiply_all<w, both>();  // a1 b1", ""),
-    "a0 b2 left out": ("multiply_all<w, both>();  // a0 b2", ""),
-    "no third term of b": ("load_b(b + 2 * kTermBytes);", "load_b(b + kTermBytes);"),
-    "pairs the wrong way round": ("split(first, second, terms)", "split(second, first, terms)"),
+    "a1 b1 left out": (
+        "gemm_split.cc",
+        "if constexpr (TermsA == 3) multiply_all<w, both>();  // a1 b1",
+        "",
+    ),
+    "a0 b2 left out": ("gemm_split.cc", "multiply_all<w, both>();  // a0 b2", ""),
+    "no third term of b": (
+        "gemm_split.cc",
+        "load_b(b + 2 * kTermBytes);",
+        "load_b(b + kTermBytes);",
+    ),
+    "pairs the wrong way round": (
+        "gemm_split.cc",
+        "split(first, second, terms)",
+        "split(second, first, terms)",
+    ),
 }
 FLAGS = "-std=c++20 -O2 -fPIC -shared -ffp-contract=off -Wno-psabi -mavx512f -mavx512bw -mavx512dq"
 FLAGS += " -mavx512vl -mavx512bf16 -mfma -mf16c -DISA=amx -DISA_amx=1 -DISA_avx512=1"
@@ -189,10 +202,10 @@ FLAGS += " -mavx512vl -mavx512bf16 -mfma -mf16c -DISA=amx -DISA_amx=1 -DISA_avx5
 def test_faults_exceed_the_bound(fault, tmp_path, rng):
     tree = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc", tree)
-    source = tree / "simd/gemm_split.cc"
-    text, wrong = FAULTS[fault]
+    name, text, wrong = FAULTS[fault]
+    source = tree / "simd" / name
     code = source.read_text(encoding="utf-8")
-    assert text in code, f"gemm_split.cc no longer has {text!r}: give this fault its new place"
+    assert text in code, f"{name} no longer has {text!r}: give this fault its new place"
     source.write_text(code.replace(text, wrong) if text else code, encoding="utf-8")
     library = tmp_path / "split.so"
     subprocess.run(

@@ -33,6 +33,7 @@ struct AttentionProblem {
   View alibi_slopes;  // (B, H) float32 by strides that may be 0; optional
   DropoutRule dropout;
   uint64_t first_element;  // number of the weight of (0, 0, 0, 0); the others in row-major order
+  bool latency;            // few rows matter more than many: no matrix units, as for a cache
   bool drops() const { return dropout.threshold > 0; }
 };
 
@@ -85,12 +86,15 @@ class KeyReader {
 
 // Few query rows a key/value head (decode). The same bits as the panels; true if it applies:
 // no mask, contiguous columns of k and v, few enough rows for packing not to pay.
+// no mask, contiguous columns of k and v, few enough rows for packing not to pay, no matrix units.
 bool forward_few_rows(const AttentionProblem& p, const AttentionOutput& o, const KernelTable& t);
 
 constexpr int64_t kChunk = 512;  // keys whose partial result is defined on its own
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxLanes = 32;  // NR of the widest level
 constexpr double kFlopsPerNs = 50;
+constexpr float kOnes[kMaxLanes] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;

@@ -27,6 +27,8 @@
 // kGroup       panels whose rows are one multiply-add chain of dK and dV: amortises adding a tile;
 //              P in L2
 //
+// Products are those of attention_products.h.
+//
 // Numerics: float32; scale is applied to the sums. A weight of zero hides what it weighs, NaN and
 // Inf included. Not handled: a gradient for the mask.
 //
@@ -37,7 +39,7 @@
 #include "core/dtype.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
-#include "cpu/attention.h"
+#include "cpu/attention_products.h"
 
 namespace tilewright {
 namespace attention {
@@ -53,49 +55,13 @@ int64_t round_up(int64_t a, int64_t b) {
   return divide_up(a, b) * b;
 }
 
-// sum (rows, NR) += A b, panel of A by panel; A's panels are (stride, MR), of which lines [from,
-// from + kc) count.
-struct Product {
-  const GemmKernels& g;
-  const AttentionKernels& a;
-  float* tile;
-  const float* ones;
-
-  void add(int64_t rows, int64_t stride, int64_t from, int64_t kc, const float* A, const float* b,
-           bool finite, float* sum) const {
-    for (int64_t d = 0; d < rows; d += g.MR) {
-      const int mr = int(std::min<int64_t>(g.MR, rows - d));
-      const float* panel = A + d * stride + from * g.MR;
-      if (finite) {
-        g.tile(mr, kc, panel, b, g.NR, tile);
-      } else {
-        a.guarded_tile(mr, kc, panel, b, tile);
-      }
-      a.rescale_add(mr, ones, tile, sum + d * g.NR);
-    }
-  }
-  // out (rows, NR) = A b, for panels (kc, MR). A last partial tile writes lines beyond `rows`.
-  void set(int64_t rows, int64_t kc, const float* A, const float* b, float* out) const {
-    for (int64_t i = 0; i < rows; i += g.MR) {
-      g.tile(int(std::min<int64_t>(g.MR, rows - i)), kc, A + i * kc, b, g.NR, out + i * g.NR);
-    }
-  }
-};
-
-// Rows of a (…) matrix from `row` on as panels (kc, MR) of A.
-void pack_rows(const Matrix& m, int64_t row, int64_t rows, int64_t k, int64_t kc,
-               const GemmKernels& g, float* out) {
-  for (int64_t i = 0; i < rows; i += g.MR) {
-    g.pack_a(m, row + i, int(std::min<int64_t>(g.MR, rows - i)), k, kc, k + kc, out + i * kc);
-  }
-}
-
 struct Gradients {
   const AttentionProblem& p;
   const AttentionGradients& g;
   View delta;  // (B, H, Tq)
-  const KernelTable& table;
+  Products products;
   Panels panels;
+  const KernelTable& table() const { return products.table; }
 };
 
 // lane -> x(b, h, t) of a panel's rows; `beyond` in lanes without a row.
@@ -125,18 +91,15 @@ class RowGroup {
  public:
   explicit RowGroup(const Gradients& c)
       : c_(c),
-        g_(c.table.gemm_f32),
+        g_(c.products.exact),
         D_(c.p.head_dim),
         Dv_(c.p.head_dim_v),
-        lines_(kGroup * g_.NR),
-        words_((lines_ * (D_ + Dv_ + 2 * g_.MR + round_up(D_, g_.MR) + round_up(Dv_, g_.MR)) +
-                2 * kMaxLanes) *
-               4) {
-    q_ = words_.as<float>();
-    dout_ = q_ + lines_ * (D_ + 1);
-    q_columns_ = dout_ + lines_ * (Dv_ + 1);
-    dout_columns_ = q_columns_ + lines_ * round_up(D_, g_.MR) + kMaxLanes;
-  }
+        bytes_q_(Lanes::bytes(D_, c.products.scores)),
+        bytes_dout_(Lanes::bytes(Dv_, c.products.scores)),
+        floats_(kGroup * g_.NR * (D_ + Dv_ + 2) * 4),
+        lanes_(kGroup * (bytes_q_ + bytes_dout_)),
+        columns_(SumRows::bytes(D_, kGroup * g_.NR, c.products) +
+                 SumRows::bytes(Dv_, kGroup * g_.NR, c.products)) {}
 
   // Panels [first, last) and the keys that their rows see.
   void name(int64_t unit, int64_t first, int64_t last, int64_t length) {
@@ -151,48 +114,42 @@ class RowGroup {
 
   // Their data.
   void load() {
-    const AttentionKernels& a = c_.table.attention;
-    q_finite = dout_finite = true;
+    float *const qs = floats_.as<float>(), *const douts = qs + kGroup * g_.NR * (D_ + 1);
+    char *const lanes_q = lanes_.as<char>(), *const lanes_dout = lanes_q + kGroup * bytes_q_;
     for (int i = 0; i < count; ++i) {
-      pack_panel(c_.p.q, panel[i], 0, D_, g_, q_ + i * D_ * g_.NR);
-      pack_panel(c_.g.dout, panel[i], 0, Dv_, g_, dout_ + i * Dv_ * g_.NR);
+      float *const x = qs + i * D_ * g_.NR, *const y = douts + i * Dv_ * g_.NR;
+      pack_panel(c_.p.q, panel[i], 0, D_, g_, x);
+      pack_panel(c_.g.dout, panel[i], 0, Dv_, g_, y);
       load_lanes(c_.g.lse, panel[i], -kInf, lse[i]);
       load_lanes(c_.delta, panel[i], 0, delta[i]);
-      q_finite = q_finite && a.all_finite(q(i), D_ * g_.NR);
-      dout_finite = dout_finite && a.all_finite(dout(i), Dv_ * g_.NR);
+      q[i] = prepare(x, D_, lanes_q + i * bytes_q_);
+      dout[i] = prepare(y, Dv_, lanes_dout + i * bytes_dout_);
     }
-    turn(q_, D_, q_columns_);
-    turn(dout_, Dv_, dout_columns_);
+    const int64_t rows = kGroup * g_.NR;
+    char* const memory = columns_.as<char>();
+    q_columns.start(D_, rows, c_.products, memory);
+    dout_columns.start(Dv_, rows, c_.products, memory + SumRows::bytes(D_, rows, c_.products));
+    q_columns.pack_panels(qs, count);
+    dout_columns.pack_panels(douts, count);
   }
-
-  const float* q(int i) const { return q_ + i * D_ * g_.NR; }         // (D, NR)
-  const float* dout(int i) const { return dout_ + i * Dv_ * g_.NR; }  // (Dv, NR)
-  const float* q_columns() const { return q_columns_; }        // panels (kGroup * NR, MR) of Q^T
-  const float* dout_columns() const { return dout_columns_; }  // the same of dO^T
 
   int count = 0;
   Keys seen{};
-  bool q_finite = true, dout_finite = true;
   Panel panel[kGroup];
   PanelRules rules[kGroup];
   float lse[kGroup][kMaxLanes], delta[kGroup][kMaxLanes];
+  Lanes q[kGroup], dout[kGroup];    // (D, NR), (Dv, NR)
+  SumRows q_columns, dout_columns;  // Q^T, dO^T: (D, kGroup * NR), (Dv, kGroup * NR)
 
  private:
-  void turn(const float* from, int64_t dims, float* to) const {
-    for (int64_t d = 0; d < dims; d += g_.MR) {
-      for (int i = 0; i < count; ++i) {
-        const Matrix m{from + i * dims * g_.NR, DType::f32, g_.NR, 1};
-        g_.pack_a(m, d, int(std::min<int64_t>(g_.MR, dims - d)), 0, g_.NR, g_.NR,
-                  to + d * lines_ + i * g_.NR * g_.MR);
-      }
-    }
+  Lanes prepare(const float* x, int64_t dims, char* to) const {
+    return Lanes::prepare(x, dims, c_.products.scores, kSmallestInput, to);
   }
 
   const Gradients& c_;
   const GemmKernels& g_;
-  int64_t D_, Dv_, lines_;
-  Scratch words_;
-  float *q_, *dout_, *q_columns_, *dout_columns_;
+  int64_t D_, Dv_, bytes_q_, bytes_dout_;
+  Scratch floats_, lanes_, columns_;
 };
 
 // One task: a chunk of keys of one unit against the rows of a round.
@@ -200,26 +157,25 @@ class ChunkTask {
  public:
   ChunkTask(const Gradients& c, int64_t unit, int64_t key)
       : c_(c),
-        g_(c.table.gemm_f32),
-        a_(c.table.attention),
+        units_(c.products),
+        g_(c.products.exact),
+        a_(c.table().attention),
         D_(c.p.head_dim),
         Dv_(c.p.head_dim_v),
         unit_(unit),
         first_(key),
         length_(length_of(c.p, unit / c.p.heads_kv)),
         end_(std::min(length_, key + kKeys)),
-        block_k_(round_up(a_.block, g_.MR) * D_),
-        block_v_(round_up(a_.block, g_.MR) * Dv_),
-        block_c_(round_up(D_, g_.MR) * a_.block + kMaxLanes),  // packing writes one vector more
-        keys_(divide_up(kKeys, a_.block) * (block_k_ + block_v_ + block_c_) * 4),
-        scores_((c.p.softcap == 0 ? 2 : 3) * (a_.block + g_.MR) * g_.NR * 4),
+        bytes_k_(ScoreRows::bytes(a_.block, D_, c.products)),
+        bytes_v_(ScoreRows::bytes(a_.block, Dv_, c.products)),
+        bytes_c_(SumRows::bytes(D_, a_.block, c.products)),
+        keys_(divide_up(kKeys, a_.block) * (bytes_k_ + bytes_v_ + bytes_c_)),
+        scores_((c.p.softcap == 0 ? 2 : 3) * (a_.block + c.products.scores.MR) * g_.NR * 4),
         turned_(2 * (kGroup * g_.NR * round_up(a_.block, g_.NR) + kMaxLanes) * 4),
-        tile_(g_.MR * g_.NR * 4),
+        weights_(Lanes::bytes(std::max<int64_t>(kGroup * g_.NR, a_.block), c.products.sums)),
+        product_((std::max(D_, Dv_) + c.products.sums.MR) * g_.NR * 4),
         bias_(c.p.mask ? (2 * a_.block + 2) * g_.NR * 4 : 0),
-        product_{g_, a_, tile_.as<float>(), ones_},
-        rows_(c) {
-    std::fill(ones_, ones_ + kMaxLanes, 1.0f);
-  }
+        rows_(c) {}
 
   static int64_t sum_words(const Gradients& c) {  // dK (kKeys / NR, D, NR), then dV
     return kKeys * (c.p.head_dim + c.p.head_dim_v);
@@ -243,7 +199,7 @@ class ChunkTask {
       const int64_t end = std::min(end_, rows_.seen.end);
       int64_t block = std::max<int64_t>(0, rows_.seen.begin - first_) / a_.block;
       for (int64_t key = first_ + block * a_.block; key < end; ++block, key += a_.block) {
-        if (block_keys_[block] == 0) pack(block);
+        if (!ready_[block]) pack(block);
         run_block(block, key, std::min<int64_t>(a_.block, end - key), sums,
                   [&](int i) { return dq(group + i); });
       }
@@ -255,27 +211,23 @@ class ChunkTask {
     const int64_t keys = std::min(kKeys, c_.p.seqlen_k - first_);
     for (int64_t k = 0; k < keys; k += g_.NR) {
       const Panel panel{batch, head, first_ + k, 1, int(std::min<int64_t>(g_.NR, keys - k))};
-      if (c_.g.dk) store_panel(sums + k * D_, panel, c_.p.scale, c_.g.dk, c_.table);
-      if (c_.g.dv) store_panel(sums + kKeys * D_ + k * Dv_, panel, 1.0f, c_.g.dv, c_.table);
+      if (c_.g.dk) store_panel(sums + k * D_, panel, c_.p.scale, c_.g.dk, c_.table());
+      if (c_.g.dv) store_panel(sums + kKeys * D_ + k * Dv_, panel, 1.0f, c_.g.dv, c_.table());
     }
   }
 
  private:
-  float* k_rows(int64_t block) const {
-    return keys_.as<float>() + block * (block_k_ + block_v_ + block_c_);
-  }
-  float* v_rows(int64_t block) const { return k_rows(block) + block_k_; }
-  float* k_columns(int64_t block) const { return v_rows(block) + block_v_; }
-
   void pack(int64_t block) {
     const Matrix k = head_matrix(c_.p.k, unit_ / c_.p.heads_kv, unit_ % c_.p.heads_kv);
     const Matrix v = head_matrix(c_.p.v, unit_ / c_.p.heads_kv, unit_ % c_.p.heads_kv);
     const int64_t key = first_ + block * a_.block, keys = std::min<int64_t>(a_.block, end_ - key);
-    pack_rows(k, key, keys, 0, D_, g_, k_rows(block));
-    pack_rows(v, key, keys, 0, Dv_, g_, v_rows(block));
-    pack_rows({k.data, k.dtype, k.col, k.row}, 0, D_, key, keys, g_, k_columns(block));
-    block_keys_[block] = keys;
-    k_finite_[block] = a_.all_finite(k_columns(block), round_up(D_, g_.MR) * keys);
+    char* const memory = keys_.as<char>() + block * (bytes_k_ + bytes_v_ + bytes_c_);
+    const Matrix rows = from_row(k, key);
+    k_rows_[block].pack(rows, keys, D_, c_.products, memory);
+    v_rows_[block].pack(from_row(v, key), keys, Dv_, c_.products, memory + bytes_k_);
+    k_columns_[block].start(D_, keys, c_.products, memory + bytes_k_ + bytes_v_);
+    k_columns_[block].pack({rows.data, rows.dtype, rows.col, rows.row}, 0, keys);
+    ready_[block] = true;
   }
 
   // Where the turned P (which = 0) and dS (1) of a panel of keys and of row panel i begin: (kGroup
@@ -304,13 +256,11 @@ class ChunkTask {
       }
     }
     if (last == 0) return;
-    const int64_t from = first * g_.NR, rows = (last - first) * g_.NR, stride = kGroup * g_.NR;
+    const int64_t from = first * g_.NR, rows = (last - first) * g_.NR;
     for (int64_t k = 0; k < keys; k += g_.NR) {
       const int64_t at = key - first_ + k;
-      product_.add(Dv_, stride, from, rows, rows_.dout_columns(), turned(0, k, first),
-                   rows_.dout_finite, sums + kKeys * D_ + at * Dv_);
-      product_.add(D_, stride, from, rows, rows_.q_columns(), turned(1, k, first), rows_.q_finite,
-                   sums + at * D_);
+      add(rows_.dout_columns, Dv_, from, rows, turned(0, k, first), sums + kKeys * D_ + at * Dv_);
+      add(rows_.q_columns, D_, from, rows, turned(1, k, first), sums + at * D_);
     }
   }
 
@@ -322,37 +272,49 @@ class ChunkTask {
     float* bias = nullptr;
     if (c_.p.mask) {
       bias = bias_.as<float>() + (a_.block + 1) * g_.NR;
-      if (!load_bias(c_.p, rows_.panel[i], key, keys, c_.table, bias_.as<float>(), bias))
+      if (!load_bias(c_.p, rows_.panel[i], key, keys, c_.table(), bias_.as<float>(), bias))
         return false;
     }
-    product_.set(keys, D_, k_rows(block), rows_.q(i), score(0));
-    product_.set(keys, Dv_, v_rows(block), rows_.dout(i), score(1));
+    k_rows_[block].multiply(keys, rows_.q[i], c_.products, score(0));
+    v_rows_[block].multiply(keys, rows_.dout[i], c_.products, score(1));
     float* derivative = c_.p.softcap == 0 ? nullptr : score(2);
     const ScoreBlock s{score(0), bias, derivative, keys, rules.of_block(c_.p, key, keys)};
     a_.weights(s, rows_.lse[i]);
     if (c_.p.drops()) drop(c_.p, rows_.panel[i], key, keys, a_, score(1));
     a_.score_gradient(keys, score(0), rows_.delta[i], derivative, score(1));
     if (c_.p.drops()) drop(c_.p, rows_.panel[i], key, keys, a_, score(0));
-    product_.add(D_, block_keys_[block], 0, keys, k_columns(block), score(1), k_finite_[block], dq);
+    add(k_columns_[block], D_, 0, keys, score(1), dq);
     return true;
   }
-  float* score(int which) const { return scores_.as<float>() + which * (a_.block + g_.MR) * g_.NR; }
+  float* score(int which) const {
+    return scores_.as<float>() + which * (a_.block + c_.products.scores.MR) * g_.NR;
+  }
+  // sum (dims, NR) += columns [from, from + n) of x, times P or dS (n, NR).
+  void add(const SumRows& x, int64_t dims, int64_t from, int64_t n, const float* weights,
+           float* sum) const {
+    const Lanes lanes =
+        Lanes::prepare(weights, n, c_.products.sums, kSmallestWeight, weights_.as<void>());
+    x.multiply(from, n, lanes, product_.as<float>());
+    a_.rescale_add(dims, kOnes, product_.as<float>(), sum);
+  }
+
+  static constexpr int kMostBlocks = 16;
 
   const Gradients& c_;
+  const Units units_;
   const GemmKernels& g_;
   const AttentionKernels& a_;
-  int64_t D_, Dv_, unit_, first_, length_, end_, block_k_, block_v_, block_c_;
-  Scratch keys_, scores_, turned_, tile_, bias_;
-  int64_t block_keys_[16] = {};  // 0 until the block is packed
-  bool k_finite_[16];
-  float ones_[kMaxLanes];
-  Product product_;
+  int64_t D_, Dv_, unit_, first_, length_, end_, bytes_k_, bytes_v_, bytes_c_;
+  Scratch keys_, scores_, turned_, weights_, product_, bias_;
+  ScoreRows k_rows_[kMostBlocks], v_rows_[kMostBlocks];
+  SumRows k_columns_[kMostBlocks];
+  bool ready_[kMostBlocks] = {};
   RowGroup rows_;
 };
 
 // delta = rowsum(dO * O) - dlse.
 void compute_delta(const Gradients& c, int64_t units) {
-  const GemmKernels& g = c.table.gemm_f32;
+  const GemmKernels& g = c.products.exact;
   const int64_t count = c.panels.count(), words = (c.p.head_dim_v + 1) * g.NR;
   parallel_for(units * count, double(units * count * words), [&](int64_t task) {
     const Panel panel = c.panels.at(task / count, c.p.heads_kv, task % count);
@@ -360,7 +322,7 @@ void compute_delta(const Gradients& c, int64_t units) {
     float *dout = packed.as<float>(), *out = dout + words, sum[kMaxLanes], dlse[kMaxLanes] = {};
     pack_panel(c.g.dout, panel, 0, c.p.head_dim_v, g, dout);
     pack_panel(c.g.out, panel, 0, c.p.head_dim_v, g, out);
-    c.table.attention.dot_lanes(c.p.head_dim_v, dout, out, sum);
+    c.table().attention.dot_lanes(c.p.head_dim_v, dout, out, sum);
     if (c.g.dlse) load_lanes(c.g.dlse, panel, 0, dlse);
     for (int i = 0; i < panel.lanes(); ++i) {
       const int64_t h = panel.head + i / panel.rows, t = panel.row + i % panel.rows;
@@ -371,9 +333,9 @@ void compute_delta(const Gradients& c, int64_t units) {
 
 // The rounds of units [first, last): their panels in order, every chunk of keys in parallel.
 void run_wave(const Gradients& c, int64_t first, int64_t last, int64_t chunks) {
-  const GemmKernels& g = c.table.gemm_f32;
+  const GemmKernels& g = c.products.exact;
   const int64_t units = last - first, per_round = kRoundRows / g.NR,
-                dq_words = (c.p.head_dim + g.MR) * g.NR;
+                dq_words = (c.p.head_dim + c.products.sums.MR) * g.NR;
   const bool one_round = c.panels.count() <= per_round;
   const int64_t in_round = std::min(per_round, c.panels.count()),
                 sum_words = ChunkTask::sum_words(c);
@@ -397,20 +359,18 @@ void run_wave(const Gradients& c, int64_t first, int64_t last, int64_t chunks) {
       if (end == c.panels.count()) work.store(sum);
     });
     if (!c.g.dq) continue;
-    parallel_for(units * (end - panel), double(units * in_round * chunks * dq_words),
-                 [&](int64_t task) {
-                   const int64_t unit = task / (end - panel), i = panel + task % (end - panel);
-                   const float ones[kMaxLanes] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                                  1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-                   const Panel rows = c.panels.at(first + unit, c.p.heads_kv, i);
-                   const Keys seen = seen_by_any(c.p, rows, length_of(c.p, rows.batch));
-                   int64_t chunk = seen.first_chunk(kKeys);
-                   float* dq = dq_of(unit, chunk, i);
-                   while (++chunk < seen.last_chunk(kKeys)) {
-                     c.table.attention.rescale_add(c.p.head_dim, ones, dq_of(unit, chunk, i), dq);
-                   }
-                   store_panel(dq, rows, c.p.scale, c.g.dq, c.table);
-                 });
+    parallel_for(
+        units * (end - panel), double(units * in_round * chunks * dq_words), [&](int64_t task) {
+          const int64_t unit = task / (end - panel), i = panel + task % (end - panel);
+          const Panel rows = c.panels.at(first + unit, c.p.heads_kv, i);
+          const Keys seen = seen_by_any(c.p, rows, length_of(c.p, rows.batch));
+          int64_t chunk = seen.first_chunk(kKeys);
+          float* dq = dq_of(unit, chunk, i);
+          while (++chunk < seen.last_chunk(kKeys)) {
+            c.table().attention.rescale_add(c.p.head_dim, kOnes, dq_of(unit, chunk, i), dq);
+          }
+          store_panel(dq, rows, c.p.scale, c.g.dq, c.table());
+        });
   }
 }
 
@@ -438,12 +398,12 @@ void attention_backward(const AttentionProblem& p, const AttentionGradients& g,
   View delta = g.lse;
   delta.data = memory.as<float>();
   delta.stride[0] = p.heads * p.seqlen_q, delta.stride[1] = p.seqlen_q, delta.stride[2] = 1;
-  const Gradients c{p, g, delta, table, Panels(p, table.gemm_f32.NR)};
+  const Gradients c{p, g, delta, Products(p, g.dout, table), Panels(p, table.gemm_f32.NR)};
   const int64_t units = p.batch * p.heads_kv,
                 chunks = std::max<int64_t>(1, divide_up(p.seqlen_k, kKeys));
   compute_delta(c, units);
   const int64_t unit_bytes = product_of(
-      {4, chunks, ChunkTask::sum_words(c) + kRoundRows * (p.head_dim + table.gemm_f32.MR)});
+      {4, chunks, ChunkTask::sum_words(c) + kRoundRows * (p.head_dim + c.products.sums.MR)});
   const int64_t wave = std::clamp<int64_t>(kWaveBytes / unit_bytes, 1, std::max<int64_t>(units, 1));
   for (int64_t unit = 0; unit < units; unit += wave)
     run_wave(c, unit, std::min(units, unit + wave), chunks);

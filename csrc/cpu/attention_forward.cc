@@ -11,18 +11,21 @@
 //           O^T = alpha O^T + V^T P^T  (Dv, NR)  micro-kernel
 //         row state = state (+) chunk's
 //
-// Few rows (decode) take attention_decode.cc, if it can. Where a unit has one panel and there are
+// The two products are those of attention_products.h, in registers or on matrix units; the latter
+// have a softmax of their own (simd/attention_amx.cc). Few rows (decode) take attention_decode.cc, if
+// it can and there are no such units. Where a unit has one panel and there are
 // fewer units than threads want, chunks are tasks of their own and meet afterwards, in the same
 // order: the bits don't change.
 //
 // Parameter    bounded by
 // panels/task  packing K and V again in another task should cost little (kRowsPerTask), but a task
 //              stays short (kTaskFlops)
-// chunk        512 keys x (D + Dv) packed words in L2: 256 KB for heads of 64
+// chunk        512 keys x (D + Dv) packed words in L2: 256 KB for heads of 64, 384 KB in three terms
 //
 // Numerics: float32; see simd/attention.cc for the order of sums. A block that a row does not see
 // leaves its state alone, so neither padding nor the rows of the same panel can be felt. Inf and
-// NaN in values reach the rows that see them and no other: such blocks go to the guarded tile.
+// NaN in values reach the rows that see them and no other: such blocks go to the guarded tile (on
+// matrix units: such values do).
 // Windows skip the blocks outside them. Memory: packed chunk and row states, linear in Tq and D,
 // independent of Tk. Dropout comes after the sum: it weighs values, lse does not see it.
 //
@@ -31,18 +34,19 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/trace.h"
-#include "cpu/attention.h"
+#include "cpu/attention_products.h"
 
 namespace tilewright {
 namespace attention {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr int64_t kRowsPerTask = 512;
+constexpr int64_t kRowsPerTask = 512, kRowsPerTaskOnUnits = 1024;
 constexpr double kTaskFlops = 4e8;
 
 // What a chunk of keys (or all chunks so far) says about a panel: max (NR,), sum (NR,), out (Dv,
@@ -62,133 +66,159 @@ struct State {
 // K and V of one chunk, each block packed when a panel first needs it.
 class PackedChunk {
  public:
-  PackedChunk(const AttentionProblem& p, const KernelTable& table)
+  PackedChunk(const AttentionProblem& p, const Products& products)
       : p_(p),
-        g_(table.gemm_f32),
-        a_(table.attention),
-        keys_(p, table, true),
-        block_k_(divide_up(a_.block, g_.MR) * g_.MR * p.head_dim),
-        block_v_(divide_up(p.head_dim_v, g_.MR) * g_.MR * a_.block +
-                 kMaxLanes),  // packing writes one vector more
-        blocks_(divide_up(kChunk, a_.block)),
-        words_(blocks_ * (block_k_ + block_v_) * 4) {}
+        products_(products),
+        block_(products.table.attention.block),
+        keys_(p, products.table, true),
+        block_k_(ScoreRows::bytes(block_, p.head_dim, products)),
+        block_v_(SumRows::bytes(p.head_dim_v, block_, products)),
+        memory_(divide_up(kChunk, block_) * (block_k_ + block_v_)) {}
 
   // From here on the chunk that starts at `key` of the unit's keys; `end`: no key from there on is
   // read.
   void start(int64_t unit, int64_t key, int64_t end) {
     unit_ = unit, first_ = key, end_ = std::min(end, key + kChunk);
-    std::fill(ready_, ready_ + blocks_, false);
+    std::fill(ready_, ready_ + divide_up(kChunk, block_), false);
   }
   int64_t first() const { return first_; }
   int64_t end() const { return end_; }
 
   struct Block {
-    const float *k, *v;  // panels (D, MR) of keys, panels (stride, MR) of V's columns
-    int64_t v_keys;      // keys in a panel of v
-    bool finite;         // V is
+    ScoreRows k;
+    SumRows v;
   };
-  Block block(int64_t index) {
+  const Block& block(int64_t index) {
     if (!ready_[index]) pack(index);
-    float* k = words_.as<float>() + index * (block_k_ + block_v_);
-    return {k, k + block_k_, keys_of(index), finite_[index]};
-  }
-  int64_t keys_of(int64_t index) const {
-    return std::min<int64_t>(a_.block, end_ - first_ - index * a_.block);
+    return packed_[index];
   }
 
  private:
   void pack(int64_t index) {
-    float* k = words_.as<float>() + index * (block_k_ + block_v_);
-    float* v = k + block_k_;
-    const int64_t key = first_ + index * a_.block, keys = keys_of(index);
-    const Matrix rows = keys_.keys(unit_, key, keys).rows;
-    for (int64_t i = 0; i < keys; i += g_.MR) {
-      g_.pack_a(rows, i, int(std::min<int64_t>(g_.MR, keys - i)), 0, p_.head_dim, p_.head_dim,
-                k + i * p_.head_dim);
-    }
-    const Matrix values = keys_.values(unit_, key, keys).rows;
-    const Matrix columns{values.data, values.dtype, values.col, values.row};  // V^T
-    for (int64_t d = 0; d < p_.head_dim_v; d += g_.MR) {
-      const int mr = int(std::min<int64_t>(g_.MR, p_.head_dim_v - d));
-      g_.pack_a(columns, d, mr, 0, keys, keys, v + d * keys);
-    }
-    finite_[index] = a_.all_finite(v, divide_up(p_.head_dim_v, g_.MR) * g_.MR * keys);
+    char* const memory = memory_.as<char>() + index * (block_k_ + block_v_);
+    const int64_t key = first_ + index * block_, keys = std::min<int64_t>(block_, end_ - key);
+    Block& b = packed_[index];
+    b.k.pack(keys_.keys(unit_, key, keys).rows, keys, p_.head_dim, products_, memory);
+    const Matrix v = keys_.values(unit_, key, keys).rows;
+    b.v.start(p_.head_dim_v, keys, products_, memory + block_k_);
+    b.v.pack({v.data, v.dtype, v.col, v.row}, 0, keys);
     ready_[index] = true;
   }
 
   const AttentionProblem& p_;
-  const GemmKernels& g_;
-  const AttentionKernels& a_;
+  const Products& products_;
+  const int64_t block_;
   KeyReader keys_;
-  int64_t block_k_, block_v_, blocks_;
-  Scratch words_;
+  int64_t block_k_, block_v_;
+  Scratch memory_;
   int64_t unit_ = 0, first_ = 0, end_ = 0;
-  bool ready_[16], finite_[16];
+  Block packed_[16];
+  bool ready_[16];
 };
+
+// The rows of a panel as the right operand of its scores, in memory of the caller: floats (D, NR),
+// which packing may write one vector beyond, then what the kernel reads.
+Lanes pack_queries(const AttentionProblem& p, const Panel& panel, const Products& products,
+                   char* memory) {
+  const auto x = reinterpret_cast<float*>(memory);
+  const GemmKernels& g = products.scores;
+  pack_panel(p.q, panel, 0, p.head_dim, products.exact, x);
+  return Lanes::prepare(x, p.head_dim, g, kSmallestInput, memory + (p.head_dim + 1) * g.NR * 4);
+}
+int64_t query_bytes(const AttentionProblem& p, const Products& products) {
+  const GemmKernels& g = products.scores;
+  return (p.head_dim + 1) * g.NR * 4 + Lanes::bytes(p.head_dim, g);
+}
 
 // What one thread needs to take a panel through a chunk.
 class Worker {
  public:
-  Worker(const AttentionProblem& p, const KernelTable& table)
+  Worker(const AttentionProblem& p, const Products& products)
       : p_(p),
-        table_(table),
-        g_(table.gemm_f32),
-        a_(table.attention),
-        scores_((a_.block + g_.MR) * g_.NR * 4),
-        tile_(g_.MR * g_.NR * 4),
-        bias_(p.mask ? (2 * a_.block + 2) * g_.NR * 4 : 0) {}
+        products_(products),
+        g_(products.sums),
+        a_(products.table.attention),
+        score_words_((a_.block + g_.MR) * g_.NR),
+        bias_words_(p.mask ? (2 * a_.block + 2) * g_.NR : 0),
+        blocks_(2 * (score_words_ + bias_words_) * 4),
+        weights_(Lanes::bytes(a_.block, g_)),
+        sums_((p.head_dim_v + g_.MR) * g_.NR * 4) {}
 
-  // state = what the chunk's keys say about the panel, whose packed rows are q (D, NR).
-  void run_chunk(const Panel& panel, const PanelRules& rules, const float* q, PackedChunk& chunk,
+  // state = what the chunk's keys say about the panel, whose rows are q. The scores of the next block
+  // come before the sums of this one: neither product waits for a softmax then, nor the softmax for
+  // them (on matrix units; elsewhere it costs nothing).
+  void run_chunk(const Panel& panel, const PanelRules& rules, const Lanes& q, PackedChunk& chunk,
                  State state) {
     state.clear(g_.NR, p_.head_dim_v);
-    const int64_t end = std::min(chunk.end(), rules.any.end);
-    int64_t index = std::max<int64_t>(0, rules.any.begin - chunk.first()) / a_.block;
-    for (int64_t key = chunk.first() + index * a_.block; key < end; ++index, key += a_.block) {
-      const int64_t keys = std::min<int64_t>(a_.block, end - key);
-      float* bias = nullptr;
-      if (p_.mask) {
-        bias = bias_.as<float>() + (a_.block + 1) * g_.NR;
-        if (!load_bias(p_, panel, key, keys, table_, bias_.as<float>(), bias)) continue;
-      }
-      run_block(panel, rules, q, chunk.block(index), key, keys, bias, state);
+    Block now = next_block(panel, rules, chunk, first_visible(rules, chunk), 0);
+    if (now.keys > 0) now.packed->k.multiply(now.keys, q, products_, now.scores);
+    for (int turn = 1; now.keys > 0; ++turn) {
+      float alpha[kMaxLanes];
+      const ScoreBlock s{now.scores, now.bias, nullptr, now.keys,
+                         rules.of_block(p_, now.key, now.keys)};
+      const Lanes weights = softmax(panel, s, now.key, now.packed->v.usual(), state, alpha);
+      const Block next = next_block(panel, rules, chunk, now.key + a_.block, turn % 2);
+      if (next.keys > 0) next.packed->k.multiply(next.keys, q, products_, next.scores);
+      now.packed->v.multiply(0, now.keys, weights, sums_.as<float>());
+      a_.rescale_add(p_.head_dim_v, alpha, sums_.as<float>(), state.out);
+      now = next;
     }
   }
 
  private:
-  void run_block(const Panel& panel, const PanelRules& rules, const float* q,
-                 const PackedChunk::Block& block, int64_t key, int64_t keys, const float* bias,
-                 State state) {
-    float *scores = scores_.as<float>(), *tile = tile_.as<float>();
-    for (int64_t i = 0; i < keys; i += g_.MR) {  // a partial tile's surplus lines lie beyond `keys`
-      const int mr = int(std::min<int64_t>(g_.MR, keys - i));
-      g_.tile(mr, p_.head_dim, block.k + i * p_.head_dim, q, g_.NR, scores + i * g_.NR);
+  // Keys [key, key + keys) of a chunk; none: no block is left.
+  struct Block {
+    int64_t key = 0, keys = 0;
+    const PackedChunk::Block* packed = nullptr;
+    float *scores = nullptr, *bias = nullptr;
+  };
+
+  int64_t first_visible(const PanelRules& rules, const PackedChunk& chunk) const {
+    return chunk.first() +
+           std::max<int64_t>(0, rules.any.begin - chunk.first()) / a_.block * a_.block;
+  }
+
+  // The first block from `key` on that the mask does not hide; its scores and mask by turns.
+  Block next_block(const Panel& panel, const PanelRules& rules, PackedChunk& chunk, int64_t key,
+                   int turn) const {
+    const int64_t end = std::min(chunk.end(), rules.any.end);
+    float* const scores = blocks_.as<float>() + turn * (score_words_ + bias_words_);
+    float *const rows = scores + score_words_, *const bias = rows + (a_.block + 1) * g_.NR;
+    for (; key < end; key += a_.block) {
+      const int64_t keys = std::min<int64_t>(a_.block, end - key);
+      if (p_.mask && !load_bias(p_, panel, key, keys, products_.table, rows, bias)) continue;
+      return {key, keys, &chunk.block((key - chunk.first()) / a_.block), scores,
+              p_.mask ? bias : nullptr};
     }
-    float alpha[kMaxLanes];
-    const ScoreBlock s{scores, bias, nullptr, keys, rules.of_block(p_, key, keys)};
-    a_.softmax(s, state.max, state.sum, alpha);
-    if (p_.drops()) drop(p_, panel, key, keys, a_, scores);
-    for (int64_t d = 0; d < p_.head_dim_v; d += g_.MR) {
-      const int mr = int(std::min<int64_t>(g_.MR, p_.head_dim_v - d));
-      const float* v = block.v + d * block.v_keys;
-      if (block.finite) {
-        g_.tile(mr, keys, v, scores, g_.NR, tile);
-      } else {
-        a_.guarded_tile(mr, keys, v, scores, tile);
-      }
-      a_.rescale_add(mr, alpha, tile, state.out + d * g_.NR);
+    return {};
+  }
+
+  // Weights, after dropout, as the right operand of sums; `usual`: those don't ask for floats. How
+  // weights are made must not follow from that, or a row would feel values that it does not see.
+  Lanes softmax(const Panel& panel, const ScoreBlock& s, int64_t key, bool usual, State state,
+                float* alpha) const {
+    const auto by_terms = a_.softmax_by_terms[g_.prepared_bytes / 2];
+    if (by_terms) {
+      by_terms(s, !usual || p_.drops(), state.max, state.sum, alpha, weights_.as<void>());
+      if (!p_.drops()) return {s.scores, weights_.as<void>(), nullptr};
+    } else {
+      a_.softmax(s, state.max, state.sum, alpha);
     }
+    if (p_.drops()) drop(p_, panel, key, s.keys, a_, s.scores);
+    // Weights are at most 1, and what is lost of small ones is small beside the row's largest.
+    return Lanes::prepare(s.scores, s.keys, g_, 0, weights_.as<void>());
   }
 
   const AttentionProblem& p_;
-  const KernelTable& table_;
+  const Products& products_;
   const GemmKernels& g_;
   const AttentionKernels& a_;
-  Scratch scores_, tile_, bias_;
+  const int64_t score_words_, bias_words_;
+  Scratch blocks_, weights_, sums_;
 };
 
 // out = O / sum, lse = max + log(sum); a row that saw nothing gets 0 and -inf.
-void finish(const AttentionOutput& o, const Panel& panel, int64_t dims, State state,
+void finish(const AttentionOutput& o, const Panel& panel, int64_t dims, const State& state,
             const KernelTable& table) {
   float factor[kMaxLanes] = {};
   for (int i = 0; i < panel.lanes(); ++i) factor[i] = state.sum[i] == 0 ? 0 : 1 / state.sum[i];
@@ -208,26 +238,29 @@ void finish(const AttentionOutput& o, const Panel& panel, int64_t dims, State st
 }
 
 // One task: panels [first, last) of a unit against all their keys.
-void run_panels(const AttentionProblem& p, const AttentionOutput& o, const KernelTable& table,
+void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Products& products,
                 const Panels& panels, int64_t unit, int64_t first, int64_t last) {
-  const GemmKernels& g = table.gemm_f32;
+  const Units units(products);
+  const GemmKernels& g = products.sums;
+  const KernelTable& table = products.table;
   const int64_t count = last - first, length = length_of(p, unit / p.heads_kv);
-  const int64_t state_words = State::words(g, p.head_dim_v), q_words = (p.head_dim + 1) * g.NR;
-  const Scratch states((count + 1) * state_words * 4), packed_q(count * q_words * 4);
+  const int64_t state_words = State::words(g, p.head_dim_v), q_bytes = query_bytes(p, products);
+  const Scratch states((count + 1) * state_words * 4), packed_q(count * q_bytes);
   const auto state_of = [&](int64_t i) {
     return State(states.as<float>() + i * state_words, g.NR);
   };
   const State chunk_state = state_of(count);
+  std::vector<Lanes> queries;
   Keys seen{length, 0};
   for (int64_t i = 0; i < count; ++i) {
     const Panel panel = panels.at(unit, p.heads_kv, first + i);
-    pack_panel(p.q, panel, 0, p.head_dim, g, packed_q.as<float>() + i * q_words);
+    queries.push_back(pack_queries(p, panel, products, packed_q.as<char>() + i * q_bytes));
     const Keys own = seen_by_any(p, panel, length);
     seen = {std::min(seen.begin, own.begin), std::max(seen.end, own.end)};
     state_of(i).clear(g.NR, p.head_dim_v);
   }
-  PackedChunk chunk(p, table);
-  Worker worker(p, table);
+  PackedChunk chunk(p, products);
+  Worker worker(p, products);
   for (int64_t key = seen.begin / kChunk * kChunk; key < seen.end; key += kChunk) {
     chunk.start(unit, key, seen.end);
     for (int64_t i = 0; i < count; ++i) {
@@ -235,7 +268,7 @@ void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Kerne
       const PanelRules rules(p, panel, length);
       if (!rules.any.meets(key, key + kChunk)) continue;
       const State state = state_of(i);
-      const float* q = packed_q.as<float>() + i * q_words;
+      const Lanes& q = queries[size_t(i)];
       if (rules.any.begin >= key) {  // its first: joining an empty state would copy the chunk's
         worker.run_chunk(panel, rules, q, chunk, state);
       } else {
@@ -252,9 +285,10 @@ void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Kerne
 
 // Few panels and many keys: a task is one panel against one chunk; their states meet in a second
 // pass.
-void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const KernelTable& table,
+void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const Products& products,
                    const Panels& panels, double work) {
-  const GemmKernels& g = table.gemm_f32;
+  const GemmKernels& g = products.sums;
+  const KernelTable& table = products.table;
   const int64_t count = panels.count() * p.batch * p.heads_kv,
                 chunks = chunk_span(p, std::min<int64_t>(panels.rows, panels.lanes));
   const int64_t state_words = State::words(g, p.head_dim_v);
@@ -271,11 +305,12 @@ void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const Ke
     const PanelRules rules(p, panel, length_of(p, panel.batch));
     const int64_t number = rules.any.first_chunk(kChunk) + task % chunks, key = number * kChunk;
     if (number >= rules.any.last_chunk(kChunk)) return;
-    const Scratch q((p.head_dim + 1) * g.NR * 4);
-    pack_panel(p.q, panel, 0, p.head_dim, g, q.as<float>());
-    PackedChunk chunk(p, table);
+    const Units units(products);
+    const Scratch memory(query_bytes(p, products));
+    const Lanes q = pack_queries(p, panel, products, memory.as<char>());
+    PackedChunk chunk(p, products);
     chunk.start(i / panels.count(), key, rules.any.end);
-    Worker(p, table).run_chunk(panel, rules, q.as<float>(), chunk, state_of(i, task % chunks));
+    Worker(p, products).run_chunk(panel, rules, q, chunk, state_of(i, task % chunks));
   });
   parallel_for(count, double(count * chunks * state_words), [&](int64_t i) {
     const Panel panel = panel_of(i);
@@ -293,10 +328,11 @@ void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const Ke
 
 // Panels of a task: as many as share the packed keys well, in equal parts, and enough tasks for
 // every thread.
-int64_t panels_per_task(const AttentionProblem& p, const Panels& panels) {
+int64_t panels_per_task(const AttentionProblem& p, const Products& products, const Panels& panels) {
+  const int64_t rows = products.on_matrix_units() ? kRowsPerTaskOnUnits : kRowsPerTask;
   const double flops =
       2.0 * mean_visible_keys(p) * double(p.head_dim + p.head_dim_v) * panels.lanes;
-  int64_t most = std::min(kRowsPerTask / panels.lanes, int64_t(kTaskFlops / std::max(flops, 1.0)));
+  int64_t most = std::min(rows / panels.lanes, int64_t(kTaskFlops / std::max(flops, 1.0)));
   const int64_t units = p.batch * p.heads_kv, wanted = 2 * num_threads();
   if (units % num_threads() != 0 && units < 2 * wanted) {
     most = std::min(most, panels.count() * units / wanted);
@@ -316,22 +352,28 @@ void attention_forward(const AttentionProblem& p, const AttentionOutput& o,
     Trace::detail("keys", "in chunks of " + std::to_string(kChunk) + ", blocks of " +
                               std::to_string(table.attention.block));
   }
-  if (forward_few_rows(p, o, table)) return;
+  const Products products(p, {}, table);
+  if (!products.on_matrix_units() && forward_few_rows(p, o, table)) return;
   Trace::kernel("attention_panels");
+  if (Trace::described()) {
+    Trace::detail("products", "in " + std::string(products.scores.units) +
+                                  (products.on_matrix_units() ? ", by bfloat16 terms" : ""));
+  }
   const Panels panels(p, table.gemm_f32.NR);
   const int64_t units = p.batch * p.heads_kv;
   const double flops = 2.0 * double(p.head_dim + p.head_dim_v) * mean_visible_keys(p) *
                        double(units) * double(panels.count()) * panels.lanes;
   if (units * panels.count() < 2 * num_threads() &&
       chunk_span(p, std::min<int64_t>(panels.rows, panels.lanes)) > 1) {
-    return run_by_chunks(p, o, table, panels, flops / kFlopsPerNs);
+    return run_by_chunks(p, o, products, panels, flops / kFlopsPerNs);
   }
-  const int64_t step = panels_per_task(p, panels), tasks = divide_up(panels.count(), step);
+  const int64_t step = panels_per_task(p, products, panels),
+                tasks = divide_up(panels.count(), step);
   // The last panels of a causal unit see the most keys: first in, so that no thread ends on a long
   // task.
   parallel_for(units * tasks, flops / kFlopsPerNs, [&](int64_t task) {
     const int64_t first = (tasks - 1 - task / units) * step;
-    run_panels(p, o, table, panels, task % units, first, std::min(panels.count(), first + step));
+    run_panels(p, o, products, panels, task % units, first, std::min(panels.count(), first + step));
   });
 }
 

@@ -18,17 +18,6 @@
 #include "core/parallel.h"
 
 namespace tilewright {
-namespace {
-
-// Bytes of a panel of A for kc words, and of a prepared one of B, with what it ends with.
-int64_t a_panel_bytes(int64_t kc, const GemmKernels& g) {
-  return round_up(kc, g.k_step) * g.MR * g.a_bytes + (g.exact ? g.MR * 4 : 0);
-}
-int64_t prepared_bytes(int64_t kc, const GemmKernels& g) {
-  return round_up(kc, g.k_step) * g.NR * g.prepared_bytes + (g.exact ? g.NR * 4 : 0);
-}
-
-}  // namespace
 
 PanelSource::Panel PanelSource::at(int64_t k, int64_t kc, int64_t j, int64_t N, int64_t K,
                                    const GemmKernels& g, void* edge) const {
@@ -136,11 +125,11 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       kc_max_(std::min<int64_t>(g.KC, KW_)),
       one_block_(KW_ <= g.KC),
       few_(b.quantized && rows_ == 1 && mc <= b.weights->few),  // no panel in between
-      a_block_(rows_ * a_panel_bytes(kc_max_, g) + kPackSlack * 4),
+      a_block_(rows_ * g.a_panel_bytes(kc_max_) + kPackSlack * 4),
       sums_((one_block_ ? 0 : rows_ * cols_) * tile_words_ * 4),
       tiles_(2 * tile_words_ * 4),
       edge_(b.makes_panels() ? (kc_max_ * g.NR + kPackSlack) * 4 : 0),
-      prepared_(2 * prepared_bytes(kc_max_, g)) {
+      prepared_(2 * g.prepared_panel_bytes(kc_max_)) {
   if (g.exact) repair_.emplace(p, g, b, rows_, cols_);
   for (int t : {0, 1}) tile_[t].data = tiles_.as<float>() + t * tile_words_;
   if (g.begin) g.begin();
@@ -161,7 +150,7 @@ GemmBlock::Step GemmBlock::after(const Step& s) const {
 }
 
 void GemmBlock::pack_a(int64_t k, int64_t kc) {
-  const int64_t bytes = a_panel_bytes(kc, g_);
+  const int64_t bytes = g_.a_panel_bytes(kc);
   for (int64_t r = 0; r < rows_; ++r) {
     char* const panel = a_block_.as<char>() + r * bytes;
     g_.pack_a(p_.a, row(r), rows_of(r), k, kc, p_.K, panel);
@@ -170,7 +159,7 @@ void GemmBlock::pack_a(int64_t k, int64_t kc) {
 }
 
 char* GemmBlock::prepared(const Step& s) const {
-  return prepared_.as<char>() + s.index % 2 * prepared_bytes(kc_max_, g_);
+  return prepared_.as<char>() + s.index % 2 * g_.prepared_panel_bytes(kc_max_);
 }
 
 PanelSource::Panel GemmBlock::panel_of(const Step& s) const {
@@ -221,7 +210,7 @@ void GemmBlock::multiply(const Step& s, const PanelSource::Panel& panel, int64_t
   const Tile& before = tile_of(count_ - 1);
   Tile& now = tile_of(count_++);
   now.r = r, now.c = s.c, now.first = s.k == 0, now.last = s.k + s.kc >= KW_;
-  const char* const a = a_block_.as<char>() + r * a_panel_bytes(s.kc, g_);
+  const char* const a = a_block_.as<char>() + r * g_.a_panel_bytes(s.kc);
   if (g_.tile_beside) {
     GemmAside aside = part_of_panel(next, r);
     if (count_ > 1 && !one_block_) {
@@ -257,7 +246,7 @@ void GemmBlock::run() {
   while (step.exists) {
     if (step.c == 0) pack_a(step.k, step.kc);
     if (repair_) {
-      const char* const end = prepared(step) + prepared_bytes(step.kc, g_);
+      const char* const end = prepared(step) + g_.prepared_panel_bytes(step.kc);
       repair_->read_columns(step.c, reinterpret_cast<const float*>(end) - g_.NR);
     }
     const Step next = after(step);

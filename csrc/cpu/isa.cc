@@ -116,6 +116,7 @@ const Level kLevels[] = {
        table.isa = "amx";
        amx::fill_gemm_amx(table);
        amx::fill_gemm_split(table);
+       amx::fill_attention_amx(table);
        amx::fill_roofline_amx(table);
      }},
 #elif defined(TILEWRIGHT_HAS_neon)

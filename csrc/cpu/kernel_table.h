@@ -17,10 +17,12 @@ struct KernelTable {
   const char* isa = "";
   GemmKernels gemm_f32;       // operands of any float dtype, float32 accumulation
   GemmKernels gemm_split[3];  // the same by terms, for each Precision; absent without matrix units
-  GemmKernels gemm_bf16;      // bfloat16 times bfloat16; absent without instructions for it
-  GemmKernels gemm_s8;        // int8 times int8, int32 accumulation
-  GemmKernels gemm_u8;        // uint8 times int8, on the same panels
-  GemmKernels gemm_s8_once;   // the same where sums are scaled once, at the end of K
+  // bfloat16 times float32 in two terms: the weights of attention; absent without matrix units
+  GemmKernels gemm_bf16_weights;
+  GemmKernels gemm_bf16;     // bfloat16 times bfloat16; absent without instructions for it
+  GemmKernels gemm_s8;       // int8 times int8, int32 accumulation
+  GemmKernels gemm_u8;       // uint8 times int8, on the same panels
+  GemmKernels gemm_s8_once;  // the same where sums are scaled once, at the end of K
   GemmKernels gemm_u8_once;
   WeightKernels weights;  // quantized right-hand sides, by floats or group by group
   QuantizeKernels quantize;
@@ -72,6 +74,7 @@ void fill_gemm_bf16(KernelTable&);
 namespace amx {
 void fill_gemm_amx(KernelTable&);
 void fill_gemm_split(KernelTable&);
+void fill_attention_amx(KernelTable&);
 void fill_roofline_amx(KernelTable&);
 }  // namespace amx
 

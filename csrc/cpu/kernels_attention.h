@@ -45,6 +45,10 @@ struct AttentionKernels {
   // to date; `alpha` (NR,) is what older sums have to be multiplied by. A row without a visible key
   // in the block keeps its state.
   void (*softmax)(const ScoreBlock& s, float* max, float* sum, float* alpha) = nullptr;
+  // The same for matrix units, whose right operand `weights` is P by so many terms; the scores become
+  // P only if `floats` are wanted. Null without such units.
+  void (*softmax_by_terms[4])(const ScoreBlock& s, bool floats, float* max, float* sum,
+                              float* alpha, void* weights) = {};
   // P = exp(t - lse), the backward pass's recomputation; 0 everywhere in a row whose lse is -inf.
   void (*weights)(const ScoreBlock& s, const float* lse) = nullptr;
   // dS = P * (dP - delta), times the `derivative` of the softcap if there is one, in place of dP; 0 where P is 0, whatever
@@ -68,6 +72,10 @@ struct AttentionKernels {
   // of making a NaN of it.
   void (*guarded_tile)(int mr, int64_t kc, const float* a, const float* b, float* tile) = nullptr;
   bool (*all_finite)(const float* x, int64_t n) = nullptr;
+  // Whether all of x is zero or in [2^-76, 2^59); and what is not, moved to `rest`, a zero in its
+  // place (cpu/attention_products.h).
+  bool (*all_usual)(const float* x, int64_t n) = nullptr;
+  void (*separate)(float* x, int64_t n, float* rest) = nullptr;
   // out[lane] = sum over d of a[d][lane] * b[d][lane].
   void (*dot_lanes)(int64_t dims, const float* a, const float* b, float* out) = nullptr;
   // rows (n, keys) of bool, `row` and `col` apart, to 0 (true) and -inf (false).

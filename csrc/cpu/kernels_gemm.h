@@ -109,6 +109,17 @@ struct GemmKernels {
   const GemmKernels* exact = nullptr;
   float smallest = 0;
   bool (*all_finite)(const float* x, int64_t n) = nullptr;
+
+  // Bytes of a panel of A of kc words, and of a prepared one of B, with what it ends with.
+  int64_t a_panel_bytes(int64_t kc) const {
+    return filled(kc) * MR * a_bytes + (exact ? MR * 4 : 0);
+  }
+  int64_t prepared_panel_bytes(int64_t kc) const {
+    return filled(kc) * NR * prepared_bytes + (exact ? NR * 4 : 0);
+  }
+
+ private:
+  int64_t filled(int64_t kc) const { return (kc + k_step - 1) / k_step * k_step; }
 };
 
 }  // namespace tilewright

@@ -132,6 +132,7 @@ AttentionProblem problem_of(const Attention& op, Kept& kept) {
   AttentionProblem p{};
   op.cache ? load_cache(op, p, kept.paged) : load_arrays(op, p);
   const int rank = op.q.rank;
+  p.latency = op.latency;
   p.batch = p.q.shape[0], p.heads = p.q.shape[1];
   p.seqlen_q = p.q.shape[2], p.head_dim = p.q.shape[3];
   check_heads(check, p);

@@ -12,13 +12,14 @@ namespace {
 void forward(const View& q, const py::object& k, const View& v, const View& mask,
              const View& kv_lengths, bool causal, float scale, const View& out, const View& lse,
              int64_t left, int64_t right, float softcap, const View& alibi_slopes, double dropout_p,
-             uint64_t seed) {
+             uint64_t seed, bool latency) {
   Attention op{q,          {},
                v,          mask,
                kv_lengths, {causal, scale, left, right, softcap, alibi_slopes, dropout_p, seed},
                out,        lse};
   const std::optional<KVSnapshot> cache = load_keys(k.ptr(), op.k);
   op.cache = cache ? &*cache : nullptr;
+  op.latency = latency;
   const KernelCall context;
   run(op);
 }
@@ -27,7 +28,7 @@ void backward(const View& q, const View& k, const View& v, const View& mask, con
               bool causal, float scale, const View& out, const View& lse, const View& dout,
               const View& dlse, const View& dq, const View& dk, const View& dv, int64_t left,
               int64_t right, float softcap, const View& alibi_slopes, double dropout_p,
-              uint64_t seed) {
+              uint64_t seed, bool latency) {
   run(AttentionBackward{{q,
                          k,
                          v,
@@ -35,7 +36,9 @@ void backward(const View& q, const View& k, const View& v, const View& mask, con
                          kv_lengths,
                          {causal, scale, left, right, softcap, alibi_slopes, dropout_p, seed},
                          out,
-                         lse},
+                         lse,
+                         nullptr,
+                         latency},
                         dout,
                         dlse,
                         dq,
@@ -90,13 +93,13 @@ void register_attention(py::module_& m) {
         py::arg("kv_lengths"), py::arg("causal"), py::arg("scale"), py::arg("out"), py::arg("lse"),
         py::arg("left") = -1, py::arg("right") = -1, py::arg("softcap") = 0.0f,
         py::arg("alibi_slopes") = py::none(), py::arg("dropout_p") = 0.0,
-        py::arg("seed") = uint64_t(0));
+        py::arg("seed") = uint64_t(0), py::arg("latency") = false);
   m.def("attention_backward", &backward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"),
         py::arg("kv_lengths"), py::arg("causal"), py::arg("scale"), py::arg("out"), py::arg("lse"),
         py::arg("dout"), py::arg("dlse"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
         py::arg("left") = -1, py::arg("right") = -1, py::arg("softcap") = 0.0f,
         py::arg("alibi_slopes") = py::none(), py::arg("dropout_p") = 0.0,
-        py::arg("seed") = uint64_t(0), py::call_guard<KernelCall>());
+        py::arg("seed") = uint64_t(0), py::arg("latency") = false, py::call_guard<KernelCall>());
   m.def("attention_varlen_forward", &varlen_forward, py::arg("q"), py::arg("k"), py::arg("v"),
         py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("causal"), py::arg("scale"),
         py::arg("out"), py::arg("lse"), py::arg("left") = -1, py::arg("right") = -1,

@@ -13,10 +13,25 @@ TW_INLINE Vec add_dot_bf16(Vec acc, VecU a, VecU b) {
 #endif
 
 #if defined(ISA_amx)
-// Both to the nearest bfloat16, ties to even; subnormal numbers count as zero.
+// Both to the nearest bfloat16, ties to even, one after the other; subnormal numbers count as zero.
+TW_INLINE VecU round_beside(Vec first, Vec second) {
+  return (VecU)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+}
+// The first and the last 16 of 32 bfloat16 as floats.
+TW_INLINE Vec widen_lower(VecU line) {
+  uint16_t half __attribute__((vector_size(32)));
+  memcpy(&half, &line, sizeof half);
+  return (Vec)((VecU)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)half) << 16);
+}
+TW_INLINE Vec widen_upper(VecU line) {
+  return widen_lower((VecU)__builtin_shuffle(
+      (VecI)line, VecI{8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15}));
+}
+
+// The same in pairs.
 TW_INLINE VecU round_pairs(Vec first, Vec second) {
   typedef uint16_t Halves __attribute__((vector_size(64)));
-  const Halves apart = (Halves)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  const Halves apart = (Halves)round_beside(first, second);
   Halves order;
   for (int i = 0; i < 16; ++i) order[2 * i] = uint16_t(i), order[2 * i + 1] = uint16_t(16 + i);
   return (VecU)__builtin_shuffle(apart, order);

@@ -36,9 +36,9 @@
 #if defined(ISA_amx)
 
 #include "simd/amx.h"
-#include "simd/dot_bf16.h"
 #include "simd/elements.h"
 #include "simd/pack.h"
+#include "simd/terms.h"
 #include "simd/tile.h"
 
 namespace tilewright::ISA {
@@ -46,34 +46,9 @@ namespace {
 
 constexpr int MR = 32;
 static_assert(NR == 32);
-constexpr int64_t kStep = 32;  // elements of K
-constexpr int64_t kTermBytes = 2 * kTileBytes;
+static_assert(kTermBytes == 2 * kTileBytes);
 
 // --- terms ---------------------------------------------------------------------------------------
-
-// first and second as sums of terms, pairs of which make a word. What two terms leave of 24 bits is
-// a bfloat16 already.
-template <int Terms>
-TW_INLINE void split(Vec first, Vec second, VecU (&pairs)[Terms]) {
-  constexpr uint32_t kUpper = 0xffff0000u;
-  for (int t = 0; t < Terms; ++t) {
-    if (t == 2) {
-      pairs[t] = (VecU)first >> 16 | ((VecU)second & kUpper);
-      return;
-    }
-    pairs[t] = round_pairs(first, second);
-    first = first - (Vec)(pairs[t] << 16);
-    second = second - (Vec)(pairs[t] & kUpper);
-  }
-}
-
-// The lower halves of all lanes, then the upper ones: 32 bfloat16.
-TW_INLINE VecU line_of(VecU pairs) {
-  typedef uint16_t Halves __attribute__((vector_size(64)));
-  Halves order;
-  for (int i = 0; i < 16; ++i) order[i] = uint16_t(2 * i), order[16 + i] = uint16_t(2 * i + 1);
-  return (VecU)__builtin_shuffle((Halves)pairs, order);
-}
 
 // The largest |x| so far; NaN doesn't count: its sums aren't finite.
 TW_INLINE Vec largest_of(Vec largest, Vec x) {
@@ -120,14 +95,10 @@ void split_rows(const T* src, int64_t line, int64_t step, int mr, int64_t kc, ch
       read_rows(first + k * step, line, step, count, kc - k, left);
       read_rows(first + (k + kWidth) * step, line, step, count, kc - k - kWidth, right);
       char* to = panel + k / kStep * Terms * kTermBytes + half * kTileBytes;
-      for (int i = 0; i < kWidth; ++i, to += 64) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
         most[i] = largest_of(largest_of(most[i], left[i]), right[i]);
-        VecU terms[Terms];
-        split(left[i], right[i], terms);
-        for (int t = 0; t < Terms; ++t) {
-          const VecU line_of_term = line_of(terms[t]);
-          memcpy(to + t * kTermBytes, &line_of_term, sizeof line_of_term);
-        }
+        store_line<Terms>(left[i], right[i], to + i * 64);
       }
     }
     for (int i = 0; i < kWidth; ++i) largest[kWidth * half + i] = reduce_max(most[i]);
@@ -181,65 +152,75 @@ TW_INLINE void load_b(const char* term) {
 }
 
 // Each term of one side stays loaded for as long as the next product wants it.
-template <int Terms, bool both, class Work>
+template <int TermsA, int TermsB, bool both, class Work>
 TW_INLINE void step(const char* a, const char* b, Work& beside) {
   constexpr Words w = Words::bf16;
+  if constexpr (TermsA == 1 && TermsB == 2) {
+    load_a<both>(a);
+    load_b(b + kTermBytes);
+    multiply_all<w, both>();  // a0 b1
+    beside.next_part();
+    load_b(b);
+    multiply_all<w, both>();  // a0 b0
+    beside.next_part();
+    return;
+  }
   load_b(b);
-  if constexpr (Terms == 3) {
+  if constexpr (TermsA == 3) {
     load_a<both>(a + 2 * kTermBytes);
     multiply_all<w, both>();  // a2 b0
   }
-  if constexpr (Terms >= 2) {
+  if constexpr (TermsA >= 2) {
     load_a<both>(a + kTermBytes);
     multiply_all<w, both>();  // a1 b0
     load_b(b + kTermBytes);
   }
   beside.next_part();
-  if constexpr (Terms == 3) multiply_all<w, both>();  // a1 b1
+  if constexpr (TermsA == 3) multiply_all<w, both>();  // a1 b1
   load_a<both>(a);
-  if constexpr (Terms >= 2) multiply_all<w, both>();  // a0 b1
+  if constexpr (TermsA >= 2) multiply_all<w, both>();  // a0 b1
   beside.next_part();
-  if constexpr (Terms == 3) {
+  if constexpr (TermsA == 3) {
     load_b(b + 2 * kTermBytes);
     multiply_all<w, both>();  // a0 b2
   }
-  if constexpr (Terms >= 2) load_b(b);
+  if constexpr (TermsA >= 2) load_b(b);
   multiply_all<w, both>();  // a0 b0
 }
 
-template <int Terms, bool both>
+template <int TermsA, int TermsB, bool both>
 void multiply(int64_t kc, const char* a, const char* b, char* out, const GemmAside& aside) {
-  Beside<Vec, prepare<Terms>> beside(aside, 2 * steps_of(kc), 2);
+  Beside<Vec, prepare<TermsB>> beside(aside, 2 * steps_of(kc), 2);
   clear_sums<both>();
-  for (int64_t k = 0; k < kc; k += kStep, a += Terms * kTermBytes, b += Terms * kTermBytes) {
-    step<Terms, both>(a, b, beside);
+  for (int64_t k = 0; k < kc; k += kStep, a += TermsA * kTermBytes, b += TermsB * kTermBytes) {
+    step<TermsA, TermsB, both>(a, b, beside);
   }
   store_sums<both>(out);
 }
 
-template <int Terms>
+template <int TermsA, int TermsB>
 void tile_beside(int mr, int64_t kc, const void* a, const void* b, void* out,
                  const GemmAside& aside) {
   const auto pa = static_cast<const char*>(a), pb = static_cast<const char*>(b);
   const auto pt = static_cast<char*>(out);
-  mr > kTileLines ? multiply<Terms, true>(kc, pa, pb, pt, aside)
-                  : multiply<Terms, false>(kc, pa, pb, pt, aside);
+  mr > kTileLines ? multiply<TermsA, TermsB, true>(kc, pa, pb, pt, aside)
+                  : multiply<TermsA, TermsB, false>(kc, pa, pb, pt, aside);
 }
 
-template <int Terms>
+template <int TermsA, int TermsB>
 void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
-  tile_beside<Terms>(mr, kc, a, b, out, {});
+  tile_beside<TermsA, TermsB>(mr, kc, a, b, out, {});
 }
 
-template <int Terms>
+template <int TermsA, int TermsB>
 GemmKernels kernels(const KernelTable& table, const GemmNames& names) {
   GemmKernels g = table.gemm_f32;
   g.names = names, g.units = "AMX tiles";
   g.MR = MR, g.MC = 256, g.NT = 1024;
-  g.a_bytes = g.prepared_bytes = 2 * Terms;
+  g.a_bytes = 2 * TermsA, g.prepared_bytes = 2 * TermsB;
   g.k_step = kStep;
-  g.tile = tile<Terms>, g.tile_beside = tile_beside<Terms>, g.add_tile = add_sums<Vec>,
-  g.pack_a = pack_a<Terms>, g.prepare = prepare<Terms>;
+  g.tile = tile<TermsA, TermsB>, g.tile_beside = tile_beside<TermsA, TermsB>;
+  g.add_tile = add_sums<Vec>, g.pack_a = pack_a<TermsA>, g.prepare = prepare<TermsB>;
   g.begin = begin_tiles, g.end = end_tiles;
   g.exact = &table.gemm_f32, g.smallest = 0x1p-76f;
   g.all_finite = table.attention.all_finite;
@@ -249,12 +230,13 @@ GemmKernels kernels(const KernelTable& table, const GemmNames& names) {
 }  // namespace
 
 void fill_gemm_split(KernelTable& table) {
-  table.gemm_split[0] = kernels<3>(
+  table.gemm_split[0] = kernels<3, 3>(
       table, {"gemm_split_highest", "gemm_split_highest_packed", "gemm_split_highest_in_place"});
-  table.gemm_split[1] =
-      kernels<2>(table, {"gemm_split_high", "gemm_split_high_packed", "gemm_split_high_in_place"});
-  table.gemm_split[2] = kernels<1>(
+  table.gemm_split[1] = kernels<2, 2>(
+      table, {"gemm_split_high", "gemm_split_high_packed", "gemm_split_high_in_place"});
+  table.gemm_split[2] = kernels<1, 1>(
       table, {"gemm_split_medium", "gemm_split_medium_packed", "gemm_split_medium_in_place"});
+  table.gemm_bf16_weights = kernels<1, 2>(table, {});
 }
 
 }  // namespace tilewright::ISA

@@ -32,8 +32,11 @@ TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
 TW_INLINE Vec at_most(Vec v, float high) {
   return (Vec)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)v);
 }
+TW_INLINE Vec at_least(Vec v, float low) {
+  return (Vec)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), (__m512)v);
+}
 TW_INLINE Vec clamp(Vec v, float low, float high) {
-  return (Vec)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), (__m512)at_most(v, high));
+  return at_least(at_most(v, high), low);
 }
 // Masked by ones, here and below: GCC 12 warns of the undefined source in _mm512_sqrt_ps.
 TW_INLINE Vec sqrt(Vec v) {

@@ -127,6 +127,7 @@ def attention_backward(
     alibi_slopes: _Array = None,
     dropout_p: float = 0.0,
     seed: int = 0,
+    latency: bool = False,
 ) -> None: ...
 def attention_forward(
     q: _Array,
@@ -144,6 +145,7 @@ def attention_forward(
     alibi_slopes: _Array = None,
     dropout_p: float = 0.0,
     seed: int = 0,
+    latency: bool = False,
 ) -> None: ...
 def attention_varlen_backward(
     q: _Array,

@@ -338,6 +338,9 @@ struct Attention {
   View out;  // (B, H, Tq, Dv) T
   View lse;  // (B, H, Tq) float32: log of the sum of exponentials, optional
   const KVSnapshot* cache = nullptr;  // stands for k and v, and for kv_lengths where absent
+  // Only where a level has matrix units: they are left alone, as for the keys of a cache, whose bits
+  // the result then has. A row costs less so where there are few of them.
+  bool latency = false;
 };
 void run(const Attention& op);
 

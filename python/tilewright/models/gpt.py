@@ -95,7 +95,9 @@ class Block(Module):
         h, s = self.ln1(x, residual=s)
         qkv = self.qkv(h)
         if cache is None:
-            y = self_attention(qkv, self.heads, causal=True)
+            # As packed weights, and as a cache: the tokens of a prompt have the bits of decoding.
+            prefer = "throughput" if self.training else "latency"
+            y = self_attention(qkv, self.heads, causal=True, prefer=prefer)
         else:
             y = _cached_attention(unwrap(qkv), self.heads, cache, layer)
         x = self.dropout(self.proj(y))

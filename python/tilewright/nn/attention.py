@@ -35,8 +35,15 @@ class _SelfAttention:
 
     @staticmethod
     def forward(
-        ctx: Context, qkv: Any, heads: int, *, causal: bool = False, mask: Any = None
+        ctx: Context,
+        qkv: Any,
+        heads: int,
+        *,
+        causal: bool = False,
+        mask: Any = None,
+        prefer: str = "throughput",
     ) -> Any:
+        latency = prefer == "latency"
         B, T, width = qkv.shape
         q, k, v = split_heads(qkv, 3, heads)
         scale = float(q.shape[-1]) ** -0.5
@@ -44,20 +51,19 @@ class _SelfAttention:
         y = _core.empty((B, T, width // 3), np.float32 if ctx.needs else qkv.dtype)
         out = split_heads(y, 1, heads)[0]
         lse = _core.empty((B, heads, T), np.float32) if ctx.needs else None
-        _core.attention_forward(q, k, v, mask, None, causal, scale, out, lse)
-        ctx.save(qkv, heads, causal, mask, scale, y, lse)
+        _core.attention_forward(q, k, v, mask, None, causal, scale, out, lse, latency=latency)
+        ctx.save(qkv, heads, causal, mask, scale, y, lse, latency)
         return y.astype(qkv.dtype, copy=False)
 
     @staticmethod
     def backward(ctx: Context, dy: Any) -> Any:
-        qkv, heads, causal, mask, scale, y, lse = ctx.saved
+        qkv, heads, causal, mask, scale, y, lse, latency = ctx.saved
         dqkv = _core.empty(qkv.shape, qkv.dtype)
         q, k, v = split_heads(qkv, 3, heads)
         dq, dk, dv = split_heads(dqkv, 3, heads)
         out, dout = split_heads(y, 1, heads)[0], split_heads(dy, 1, heads)[0]
-        _core.attention_backward(
-            q, k, v, mask, None, causal, scale, out, lse, dout, None, dq, dk, dv
-        )
+        given = (q, k, v, mask, None, causal, scale, out, lse)
+        _core.attention_backward(*given, dout, None, dq, dk, dv, latency=latency)
         return dqkv
 
 

@@ -44,6 +44,10 @@ class attention:
             kept are scaled by 1 / (1 - dropout_p). lse does not change.
         seed: an int in [0, 2**64), by default the next one of ``tw.manual_seed``. A weight is
             dropped as ``tw.dropout`` would drop it from the array (B, H, Tq, Tk) of them.
+        prefer: "throughput" or "latency", which differ where the level has matrix units (amx) and
+            head dimensions of 32 and more: "latency" leaves them alone, at any number of rows, and
+            has the bits of the same keys in a KVCache, for which it is the rule. Few rows against
+            many keys are faster so.
         return_lse: also return lse (B, H, Tq) float32.
         out: where to write the result, with ``return_lse`` a pair (out, lse); no overlap with an
             input.
@@ -78,9 +82,14 @@ class attention:
         kv_lengths: Any = None,
         dropout_p: float = 0.0,
         seed: int | None = None,
+        prefer: str = "throughput",
         return_lse: bool = False,
         out: Any = None,
     ) -> Any:
+        if prefer not in ("throughput", "latency"):
+            raise UnsupportedError(
+                f"attention: prefer must be 'throughput' or 'latency', got {prefer!r}"
+            )
         like_v = v  # what has the last size of the result
         if type(k) is CacheLayer:
             if ctx.needs:
@@ -100,6 +109,7 @@ class attention:
         if return_lse or ctx.needs:
             lse = empty_for(lse, shape[:-1], np.float32)
         options = score_options("attention", window, softcap, alibi_slopes, dropout_p, seed)
+        options["latency"] = prefer == "latency"
         _core.attention_forward(q, k, v, mask, kv_lengths, causal, scale, given, lse, **options)
         if ctx.needs:
             ctx.save(q, k, v, mask, kv_lengths, causal, scale, given, lse, options)

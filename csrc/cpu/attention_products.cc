@@ -1,0 +1,236 @@
+// See attention_products.h.
+#include "cpu/attention_products.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/dtype.h"
+
+namespace tilewright::attention {
+namespace {
+
+constexpr int64_t kFewestDims = 32;  // a tile's depth: below it units would multiply zeros
+
+bool unusual_size(float largest, float smallest) {
+  return !(largest < 0x1p59f) || (largest != 0 && largest < smallest);
+}
+
+bool all_bfloat16(const AttentionProblem& p, const View& more) {
+  const auto is = [](const View& x) { return x.dtype == DType::bf16; };
+  return is(p.q) && is(p.k) && is(p.v) && (!more || is(more));
+}
+
+// Keys of a cache stay with the float32 kernel, and so do those of a caller who asked for it: few
+// rows against many keys would spend their time on making terms. That follows from how keys are
+// kept, never from how many rows there are.
+bool takes_units(const AttentionProblem& p, const KernelTable& t) {
+  return t.gemm_split[0].MR > 0 && !p.paged && !p.latency && p.head_dim >= kFewestDims &&
+         p.head_dim_v >= kFewestDims;
+}
+
+const GemmKernels& choose(const AttentionProblem& p, const View& more, const KernelTable& t,
+                          const GemmKernels& for_bfloat16) {
+  if (!takes_units(p, t)) return t.gemm_f32;
+  return all_bfloat16(p, more) ? for_bfloat16 : t.gemm_split[0];
+}
+
+}  // namespace
+
+Products::Products(const AttentionProblem& p, const View& more, const KernelTable& t)
+    : table(t),
+      exact(t.gemm_f32),
+      scores(choose(p, more, t, t.gemm_split[2])),
+      sums(choose(p, more, t, t.gemm_bf16_weights)) {}
+
+// --- lanes ---------------------------------------------------------------------------------------
+
+Lanes Lanes::prepare(const float* x, int64_t kc, const GemmKernels& g, float smallest, void* to) {
+  if (!g.prepare) return {x, x, nullptr};
+  g.prepare(0, (kc + g.k_step - 1) / g.k_step * g.k_step, kc, x, g.NR, to);
+  const auto largest =
+      reinterpret_cast<const float*>(static_cast<char*>(to) + g.prepared_panel_bytes(kc)) - g.NR;
+  bool any = false;
+  for (int i = 0; smallest > 0 && i < g.NR; ++i) any |= unusual_size(largest[i], smallest);
+  return {x, to, any ? largest : nullptr};
+}
+
+bool Lanes::unusual(int lane, float smallest) const {
+  return largest && unusual_size(largest[lane], smallest);
+}
+
+// --- scores --------------------------------------------------------------------------------------
+
+const float* ScoreRows::largest(int64_t panel, const Products& p) const {
+  const int64_t end = (panel + 1) * p.scores.a_panel_bytes(dims_);
+  return reinterpret_cast<const float*>(memory_ + end) - p.scores.MR;
+}
+
+void ScoreRows::pack(const Matrix& rows, int64_t count, int64_t dims, const Products& p,
+                     char* memory) {
+  const GemmKernels& g = p.scores;
+  rows_ = rows, dims_ = dims, memory_ = memory, usual_ = true;
+  for (int64_t i = 0; i < count; i += g.MR) {
+    const int mr = int(std::min<int64_t>(g.MR, count - i));
+    g.pack_a(rows, i, mr, 0, dims, dims, memory + i / g.MR * g.a_panel_bytes(dims));
+    for (int r = 0; g.exact && r < mr; ++r) {
+      usual_ = usual_ && !unusual_size(largest(i / g.MR, p)[r], kSmallestInput);
+    }
+  }
+}
+
+void ScoreRows::multiply(int64_t count, const Lanes& lanes, const Products& p,
+                         float* scores) const {
+  const GemmKernels& g = p.scores;
+  for (int64_t i = 0; i < count; i += g.MR) {
+    const int mr = int(std::min<int64_t>(g.MR, count - i));
+    g.tile(mr, dims_, memory_ + i / g.MR * g.a_panel_bytes(dims_), lanes.prepared, g.NR,
+           scores + i * g.NR);
+  }
+  if (!usual_ || lanes.largest) repair(count, lanes, p, scores);
+}
+
+void ScoreRows::repair(int64_t count, const Lanes& lanes, const Products& p, float* scores) const {
+  const GemmKernels &f = p.exact, &g = p.scores;
+  const Scratch packed((f.MR * dims_ + kMaxLanes) * 4), tile(int64_t(f.MR) * f.NR * 4);
+  for (int64_t i = 0; i < count; i += f.MR) {
+    const int mr = int(std::min<int64_t>(f.MR, count - i));
+    f.pack_a(rows_, i, mr, 0, dims_, dims_, packed.as<void>());
+    f.tile(mr, dims_, packed.as<void>(), lanes.x, f.NR, tile.as<void>());
+    for (int r = 0; r < mr; ++r) {
+      const int64_t row = i + r;
+      const bool own = unusual_size(largest(row / g.MR, p)[row % g.MR], kSmallestInput);
+      for (int l = 0; l < f.NR; ++l) {
+        if (!own && !lanes.unusual(l, kSmallestInput)) continue;
+        scores[row * f.NR + l] = tile.as<float>()[r * f.NR + l];
+      }
+    }
+  }
+}
+
+// --- sums ----------------------------------------------------------------------------------------
+
+void SumRows::start(int64_t dims, int64_t n, const Products& p, char* memory) {
+  p_ = &p, dims_ = dims, n_ = n, memory_ = memory, finite_ = true;
+  all_.clear();
+  rest_.clear();
+}
+
+void SumRows::pack(const Matrix& x, int64_t at, int64_t count) {
+  const GemmKernels& g = p_->sums;
+  if (!p_->on_matrix_units()) {
+    for (int64_t d = 0; d < dims_; d += g.MR) {
+      const int mr = int(std::min<int64_t>(g.MR, dims_ - d));
+      const auto to = reinterpret_cast<float*>(panel(d)) + at * g.MR;
+      g.pack_a(x, d, mr, 0, count, count, to);
+      finite_ = finite_ && p_->table.attention.all_finite(to, count * g.MR);
+    }
+    return;
+  }
+  const GemmKernels& f = p_->exact;
+  all_.push_back({0, dims_, at, count, x, {}});
+  const Matrix turned{x.data, x.dtype, x.col, x.row};  // (n, dims)
+  const Scratch block((count * f.NR + kMaxLanes) * 4);
+  for (int64_t d = 0; d < dims_; d += f.NR) {
+    const int nr = int(std::min<int64_t>(f.NR, dims_ - d));
+    f.pack_b(turned, d, nr, 0, count, count, block.as<void>());
+    pack_usual(d, at, count, block.as<float>(), {block.as<void>(), DType::f32, 1, f.NR});
+  }
+}
+
+// In registers packing writes one vector more, which the next panel overwrites: rows first.
+void SumRows::pack_panels(const float* x, int count) {
+  const GemmKernels& g = p_->sums;
+  const int64_t words = dims_ * g.NR;
+  for (int64_t d = 0; d < dims_; d += g.MR) {
+    for (int i = 0; i < count; ++i) pack_block(x + i * words, d, int64_t(i) * g.NR);
+  }
+  if (p_->on_matrix_units()) {
+    for (int i = 0; i < count; ++i) {
+      all_.push_back({0, dims_, int64_t(i) * g.NR, g.NR, {x + i * words, DType::f32, g.NR, 1}, {}});
+    }
+  } else {
+    finite_ = p_->table.attention.all_finite(x, count * words);
+  }
+}
+
+// Rows [first, first + MR) of one of them, columns from `at` on.
+void SumRows::pack_block(const float* x, int64_t first, int64_t at) {
+  const GemmKernels& g = p_->sums;
+  const AttentionKernels& a = p_->table.attention;
+  const int64_t rows = std::min<int64_t>(g.MR, dims_ - first), words = rows * g.NR;
+  const Matrix block{x + first * g.NR, DType::f32, g.NR, 1};
+  if (!p_->on_matrix_units() || a.all_usual(x + first * g.NR, words)) {
+    g.pack_a(block, 0, int(rows), 0, g.NR, g.NR, panel(first) + at * g.MR * g.a_bytes);
+    return;
+  }
+  std::vector<float> own(size_t(g.MR * g.NR));
+  std::copy_n(x + first * g.NR, words, own.data());
+  pack_usual(first, at, g.NR, own.data(), {own.data(), DType::f32, g.NR, 1});
+}
+
+// A block of MR rows of x and `count` columns, as `shown` reads it: without its unusual elements.
+void SumRows::pack_usual(int64_t first, int64_t at, int64_t count, float* block,
+                         const Matrix& shown) {
+  const GemmKernels& g = p_->sums;
+  const AttentionKernels& a = p_->table.attention;
+  const int64_t rows = std::min<int64_t>(g.MR, dims_ - first), words = g.MR * count;
+  if (!a.all_usual(block, words)) {
+    std::vector<float> unusual(static_cast<size_t>(words));
+    a.separate(block, words, unusual.data());
+    Matrix m = shown;
+    m.data = unusual.data();
+    rest_.push_back({first, rows, at, count, m, std::move(unusual)});
+  }
+  g.pack_a(shown, 0, int(rows), 0, count, count, panel(first) + at * g.MR * g.a_bytes);
+}
+
+void SumRows::multiply(int64_t from, int64_t kc, const Lanes& lanes, float* sums) const {
+  const GemmKernels& g = p_->sums;
+  for (int64_t d = 0; d < dims_; d += g.MR) {
+    const int mr = int(std::min<int64_t>(g.MR, dims_ - d));
+    const char* const a = panel(d) + from * g.MR * g.a_bytes;
+    float* const tile = sums + d * g.NR;
+    if (!finite_) {
+      p_->table.attention.guarded_tile(mr, kc, reinterpret_cast<const float*>(a), lanes.x, tile);
+      continue;
+    }
+    g.tile(mr, kc, a, lanes.prepared, g.NR, tile);
+    if (!rest_.empty() || lanes.largest) repair(d, mr, from, kc, lanes, tile);
+  }
+}
+
+void SumRows::repair(int64_t d, int mr, int64_t from, int64_t kc, const Lanes& lanes,
+                     float* tile) const {
+  add_exact(rest_, d, mr, from, kc, lanes.x, tile);
+  if (!lanes.largest) return;
+  const int NR = p_->exact.NR;
+  std::vector<float> whole(size_t(mr * NR));
+  add_exact(all_, d, mr, from, kc, lanes.x, whole.data());
+  for (int i = 0; i < mr * NR; ++i) {
+    if (lanes.unusual(i % NR, kSmallestWeight)) tile[i] = whole[size_t(i)];
+  }
+}
+
+// sums (mr, NR) += rows [d, d + mr) and columns [from, from + kc) of the pieces, times weights.
+void SumRows::add_exact(const std::vector<Piece>& pieces, int64_t d, int mr, int64_t from,
+                        int64_t kc, const float* weights, float* sums) const {
+  const GemmKernels& f = p_->exact;
+  float ones[kMaxLanes];
+  std::fill(ones, ones + kMaxLanes, 1.0f);
+  for (const Piece& piece : pieces) {
+    const int64_t first = std::max(from, piece.at),
+                  end = std::min(from + kc, piece.at + piece.count);
+    if (first >= end || d < piece.first || d >= piece.first + piece.rows) continue;
+    const Scratch packed((f.MR * (end - first) + kMaxLanes) * 4), tile(int64_t(f.MR) * f.NR * 4);
+    for (int i = 0; i < mr; i += f.MR) {
+      const int rows = std::min(f.MR, mr - i);
+      f.pack_a(piece.x, d - piece.first + i, rows, first - piece.at, end - first, end - piece.at,
+               packed.as<void>());
+      p_->table.attention.guarded_tile(rows, end - first, packed.as<float>(),
+                                       weights + (first - from) * f.NR, tile.as<float>());
+      p_->table.attention.rescale_add(rows, ones, tile.as<float>(), sums + i * f.NR);
+    }
+  }
+}
+
+}  // namespace tilewright::attention
