@@ -77,23 +77,24 @@ struct Level {
   void (*fill)(KernelTable&);  // nullptr: not compiled
 };
 
-#define TILEWRIGHT_FILL(level)      \
-  [](KernelTable& table) {          \
-    table.isa = #level;             \
-    level::fill_gemm(table);        \
-    level::fill_roofline(table);    \
-    level::fill_elementwise(table); \
-    level::fill_layernorm(table);   \
-    level::fill_qgemm(table);       \
-    level::fill_weights(table);     \
-    level::fill_quantize(table);    \
-    level::fill_softmax(table);     \
-    level::fill_optim(table);       \
-    level::fill_dropout(table);     \
-    level::fill_rope(table);        \
-    level::fill_mse(table);         \
-    level::fill_attention(table);   \
-    level::fill_decode(table);      \
+#define TILEWRIGHT_FILL(level)       \
+  [](KernelTable& table) {           \
+    table.isa = #level;              \
+    level::fill_gemm(table);         \
+    level::fill_roofline(table);     \
+    level::fill_roofline_dot(table); \
+    level::fill_elementwise(table);  \
+    level::fill_layernorm(table);    \
+    level::fill_qgemm(table);        \
+    level::fill_weights(table);      \
+    level::fill_quantize(table);     \
+    level::fill_softmax(table);      \
+    level::fill_optim(table);        \
+    level::fill_dropout(table);      \
+    level::fill_rope(table);         \
+    level::fill_mse(table);          \
+    level::fill_attention(table);    \
+    level::fill_decode(table);       \
   }
 
 const Level kLevels[] = {
@@ -105,11 +106,13 @@ const Level kLevels[] = {
      [](KernelTable& table) {
        table.isa = "avx512_vnni";
        avx512_vnni::fill_qgemm(table);
+       avx512_vnni::fill_roofline_dot(table);
      }},
     {"avx512_bf16", has_avx512_bf16,
      [](KernelTable& table) {
        table.isa = "avx512_bf16";
        avx512_bf16::fill_gemm_bf16(table);
+       avx512_bf16::fill_roofline_dot(table);
      }},
     {"amx", [] { return has_amx() && may_use_tiles(); },
      [](KernelTable& table) {

@@ -47,6 +47,7 @@ struct KernelTable {
   void fill_attention(KernelTable&);    \
   void fill_decode(KernelTable&);       \
   void fill_roofline(KernelTable&);     \
+  void fill_roofline_dot(KernelTable&); \
   void fill_elementwise(KernelTable&);  \
   void fill_layernorm(KernelTable&);    \
   void fill_softmax(KernelTable&);      \
@@ -67,10 +68,12 @@ void fill_qgemm_dot(KernelTable&);
 }
 namespace avx512_vnni {
 void fill_qgemm(KernelTable&);
-}
+void fill_roofline_dot(KernelTable&);
+}  // namespace avx512_vnni
 namespace avx512_bf16 {
 void fill_gemm_bf16(KernelTable&);
-}
+void fill_roofline_dot(KernelTable&);
+}  // namespace avx512_bf16
 namespace amx {
 void fill_gemm_amx(KernelTable&);
 void fill_gemm_split(KernelTable&);

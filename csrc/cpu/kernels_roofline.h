@@ -13,12 +13,13 @@ struct RooflineKernels {
   // The same for products of int8 pairs summed into int32.
   float (*multiply_add_int8)(int64_t steps) = nullptr;
   int64_t int8_ops_per_step = 0;
-  // Products of bfloat16 on matrix units; absent without them.
+  // Products of bfloat16 summed into float32; absent without instructions for them.
   float (*multiply_add_bf16)(int64_t steps) = nullptr;
   int64_t bf16_flops_per_step = 0;
-  // Read `count` floats once, front to back, and copy them.
+  // Read `count` floats once, front to back, and copy them; by stores past the caches.
   float (*read)(const float* p, int64_t count) = nullptr;
   void (*copy)(const float* from, float* to, int64_t count) = nullptr;
+  void (*copy_streaming)(const float* from, float* to, int64_t count) = nullptr;
 };
 
 }  // namespace tilewright

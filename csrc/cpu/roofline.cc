@@ -26,6 +26,20 @@ int64_t piece(int64_t size, int64_t tasks, int64_t t) {
   return size / tasks * t;
 }
 
+// Bytes that copying all of x to y took: reads and writes.
+template <class Copy>
+double copy_pieces(const View& x, const View& y, int64_t tasks, int64_t repeats, Copy copy) {
+  check_buffer("x", x);
+  check_buffer("y", y);
+  check.same_shape("y", y, x, "x");
+  const int64_t n = x.size() / tasks;
+  parallel_for(tasks, kParallel, [&](int64_t t) {
+    const int64_t at = piece(x.size(), tasks, t);
+    for (int64_t r = 0; r < repeats; ++r) copy(x.ptr<float>() + at, y.ptr<float>() + at, n);
+  });
+  return double(tasks) * double(repeats) * double(n) * 8;
+}
+
 }  // namespace
 
 double roofline_multiply_add(int64_t tasks, int64_t steps) {
@@ -59,16 +73,11 @@ double roofline_read(const View& x, int64_t tasks, int64_t repeats) {
 }
 
 double roofline_copy(const View& x, const View& y, int64_t tasks, int64_t repeats) {
-  check_buffer("x", x);
-  check_buffer("y", y);
-  check.same_shape("y", y, x, "x");
-  const RooflineKernels& k = kernels().roofline;
-  const int64_t n = x.size() / tasks;
-  parallel_for(tasks, kParallel, [&](int64_t t) {
-    const int64_t at = piece(x.size(), tasks, t);
-    for (int64_t r = 0; r < repeats; ++r) k.copy(x.ptr<float>() + at, y.ptr<float>() + at, n);
-  });
-  return double(tasks) * double(repeats) * double(n) * 8;
+  return copy_pieces(x, y, tasks, repeats, kernels().roofline.copy);
+}
+
+double roofline_copy_streaming(const View& x, const View& y, int64_t tasks, int64_t repeats) {
+  return copy_pieces(x, y, tasks, repeats, kernels().roofline.copy_streaming);
 }
 
 double time_gemm(const View& a, const View& b, const View& out, int64_t repeats) {

@@ -48,6 +48,10 @@ TW_INLINE VecP broadcast_pair(uint32_t word) {
 }
 
 #if defined(ISA_avx512_vnni)  // both in one instruction
+// acc[l] += four bytes of a, unsigned, times four of b, signed.
+TW_INLINE VecU add_bytes(VecU acc, VecU a, VecU b) {
+  return (VecU)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+}
 TW_INLINE VecU add_dot(VecU acc, VecP a, VecP b) {
   return (VecU)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }

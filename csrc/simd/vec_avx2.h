@@ -50,6 +50,13 @@ TW_INLINE Vec load_partial(const float* p, int64_t n) {
 TW_INLINE void store_partial(float* p, Vec v, int64_t n) {
   _mm256_maskstore_ps(p, first_lanes(n), (__m256)v);
 }
+// Past the caches, p a multiple of the vector's size; other cores see it from end_streaming() on.
+TW_INLINE void store_streaming(float* p, Vec v) {
+  _mm256_stream_ps(p, (__m256)v);
+}
+TW_INLINE void end_streaming() {
+  _mm_sfence();
+}
 #define TW_HALF_INSTRUCTIONS 1
 TW_INLINE Vec widen_half(VecH h) {
   return (Vec)_mm256_cvtph_ps((__m128i)h);

@@ -51,6 +51,13 @@ TW_INLINE Vec load_partial(const float* p, int64_t n) {
 TW_INLINE void store_partial(float* p, Vec v, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
 }
+// Past the caches, p a multiple of the vector's size; other cores see it from end_streaming() on.
+TW_INLINE void store_streaming(float* p, Vec v) {
+  _mm512_stream_ps(p, (__m512)v);
+}
+TW_INLINE void end_streaming() {
+  _mm_sfence();
+}
 #define TW_HALF_INSTRUCTIONS 1
 TW_INLINE Vec widen_half(VecH h) {
   return (Vec)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);

@@ -59,6 +59,11 @@ TW_INLINE Vec load_partial(const float* p, int64_t n) {
 TW_INLINE void store_partial(float* p, Vec v, int64_t n) {
   memcpy(p, &v, size_t(n) * 4);
 }
+// A level without an instruction for it writes through the caches.
+TW_INLINE void store_streaming(float* p, Vec v) {
+  memcpy(p, &v, sizeof v);
+}
+TW_INLINE void end_streaming() {}
 constexpr int kInterleaved = kWidth;
 // kWidth bytes or 16-bit integers, widened.
 template <class T>

@@ -364,6 +364,11 @@ def roofline_copy(x: _Array, y: _Array, tasks: int, repeats: int) -> float:
     bytes read and written
     """
 
+def roofline_copy_streaming(x: _Array, y: _Array, tasks: int, repeats: int) -> float:
+    """
+    bytes read and written
+    """
+
 def roofline_multiply_add(tasks: int, steps: int) -> float:
     """
     floating-point operations done
@@ -371,7 +376,7 @@ def roofline_multiply_add(tasks: int, steps: int) -> float:
 
 def roofline_multiply_add_bf16(tasks: int, steps: int) -> float:
     """
-    floating-point operations done; 0 without matrix units
+    floating-point operations done; 0 without instructions for them
     """
 
 def roofline_multiply_add_int8(tasks: int, steps: int) -> float:
