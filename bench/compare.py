@@ -29,12 +29,12 @@ def main(argv=None) -> int:
         print("no case is in both files")
         return 2
     verdicts = {key: judge(before[key], after[key]) for key in shared}
-    columns = ("op", 18), ("shape", 22), ("isa", 7), ("T", 2), ("before ms", 10), ("after ms", 10)
+    columns = ("op", 18), ("shape", 25), ("isa", 11), ("T", 2), ("before ms", 10), ("after ms", 10)
     print(*(f"{name:{width}}" for name, width in columns), " ratio  noise")
     for key, (ratio, noise, verdict) in verdicts.items():
         op, shape, _, isa, threads = key
         old, new = before[key]["min"] * 1e3, after[key]["min"] * 1e3
-        print(f"{op:18} {shape:22} {isa:7} {threads:2d} {old:10.4f} {new:10.4f}", end=" ")
+        print(f"{op:18} {shape:25} {isa:11} {threads:2d} {old:10.4f} {new:10.4f}", end=" ")
         print(f"{ratio:6.2f} {noise:6.0%} {verdict}")
     mean = math.exp(sum(math.log(ratio) for ratio, _, _ in verdicts.values()) / len(verdicts))
     words = [word for *_, word in verdicts.values()]

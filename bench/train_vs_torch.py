@@ -23,6 +23,7 @@ import numpy as np
 
 import tilewright as tw
 from tilewright.bench import engines, measure
+from tilewright.bench.peers import Peers
 from tilewright.training import batches, corpus
 
 MODELS = {
@@ -114,7 +115,7 @@ def train(options):
         "threads": options.threads[0],
         "parameters": sum(w.size for w in weights.values()),
         "tokens": batch * config.context,
-        "engines": engines.describe(torch),
+        "engines": engines.describe(Peers(torch)),
         "seconds": {e: measure.summarize(s)._asdict() for e, s in seconds.items()},
         "losses": losses,
     }

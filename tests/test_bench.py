@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tilewright
 from tilewright import runtime
 from tilewright.bench import (
     cases,
@@ -16,18 +17,22 @@ from tilewright.bench import (
     measure,
     oracle,
     overhead,
-    registered,
     roofline,
     run,
     table,
+    targets,
 )
+from tilewright.bench.cases import registered
+from tilewright.bench.ort import Ort
+from tilewright.bench.peers import NO_PEERS, Peers, under
 from tilewright.registry import OPS, Op
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOF = roofline.Roofline(1e11, 0.0, 1e11, (roofline.Level("DRAM", float("inf"), 1e10),))
 
 
-BESIDES = {"linear_gelu", "decode", "weight_only"}  # rows that are a way to use an op
+# Rows that are a way to use an op.
+BESIDES = {"linear", "linear_gelu", "decode", "weight_only", "add_layernorm", "adamw"}
 
 
 def options(*arguments):
@@ -38,7 +43,7 @@ def plan(call, want):
     case = cases.Case(
         "matmul", "planted", {"tilewright": call}, lambda: [want], cases.Cost(1e3, 1e3)
     )
-    return cases.Plan("matmul", "planted", lambda torch: case)
+    return cases.Plan("matmul", "planted", lambda peers: case)
 
 
 def test_quick_run_writes_every_op(tmp_path, capfd):
@@ -58,8 +63,8 @@ def test_quick_run_writes_every_op(tmp_path, capfd):
     for row in only["rows"]:
         assert 0 < row["engines"]["tilewright"]["min"] <= row["engines"]["tilewright"]["median"]
         assert row["gbs"] > 0
-        assert row["bound"] in ("fma", "int8", "L2", "L3", "DRAM")
-        assert f"{row['op']:18} {row['shape']:22}" in printed
+        assert row["bound"] in ("fma", "int8", "L1", "L2", "L3", "DRAM")
+        assert f"{row['op']:18} {row['shape']:25}" in printed
     assert only["overhead"]["calls"]["matmul 4x4"]["us"] > 0
 
 
@@ -76,11 +81,11 @@ def test_a_new_op_needs_no_line_in_the_bench(monkeypatch):
     monkeypatch.setitem(OPS, made.name, made)
     (row,) = (p for p in cases.plans() if p.op == made.name)
     assert row.shape == "64,65;sliced"
-    found = run.bench(row, None, ROOF, options(), 1)
+    found = run.bench(row, NO_PEERS, ROOF, options(), 1)
     assert "error" not in found
     assert found["gbs"] > 0
     monkeypatch.setattr(made, "reference", lambda x: OPS["relu"].reference(x + 0.01))
-    assert "WRONG ANSWER" in run.bench(row, None, ROOF, options(), 1)["error"]
+    assert "WRONG ANSWER" in run.bench(row, NO_PEERS, ROOF, options(), 1)["error"]
     monkeypatch.setattr(made.definition, "bench", ("3, 5", "2,9"), raising=False)
     assert [p.shape for p in cases.plans() if p.op == made.name] == ["3,5", "2,9"]
 
@@ -104,7 +109,7 @@ def test_oracle_gradients_of_rows_follow_differences():
 
 
 def test_right_answer_is_timed():
-    row = run.bench(plan(lambda: np.ones(3, np.float32), np.ones(3)), None, ROOF, options(), 1)
+    row = run.bench(plan(lambda: np.ones(3, np.float32), np.ones(3)), NO_PEERS, ROOF, options(), 1)
     assert "error" not in row
     assert row["engines"]["tilewright"]["rounds"] == 2
 
@@ -112,7 +117,7 @@ def test_right_answer_is_timed():
 @pytest.mark.parametrize("wrong", [1.001, np.nan], ids=["off by 0.1 %", "NaN"])
 def test_wrong_answer_gets_no_number(wrong):
     answer = np.array([1, wrong, 1], np.float32)
-    row = run.bench(plan(lambda: answer, np.ones(3)), None, ROOF, options(), 1)
+    row = run.bench(plan(lambda: answer, np.ones(3)), NO_PEERS, ROOF, options(), 1)
     assert row["engines"] == {}
     assert "gflops" not in row
     line = table.line(row, {"isa": "generic", "threads": 1})
@@ -123,7 +128,7 @@ def test_a_case_that_raises_leaves_a_row():
     def call():
         raise RuntimeError("planted")
 
-    row = run.bench(plan(call, np.ones(3)), None, ROOF, options(), 1)
+    row = run.bench(plan(call, np.ones(3)), NO_PEERS, ROOF, options(), 1)
     assert row["engines"] == {}
     assert row["error"] == "RuntimeError: tilewright: planted"
 
@@ -131,7 +136,7 @@ def test_a_case_that_raises_leaves_a_row():
 def test_a_wrong_peer_loses_its_column_only():
     case = plan(lambda: np.ones(3, np.float32), np.ones(3)).build(None)
     case.calls = {**case.calls, "numpy": lambda: np.zeros(3, np.float32)}
-    row = run.bench(cases.Plan("matmul", "x", lambda torch: case), None, ROOF, options(), 1)
+    row = run.bench(cases.Plan("matmul", "x", lambda peers: case), NO_PEERS, ROOF, options(), 1)
     assert set(row["engines"]) == {"tilewright"}
     assert "numpy" in row["numpy_error"]
 
@@ -175,7 +180,7 @@ def test_interleave_calls_everybody_equally(monkeypatch):
         quiet=False,
         flush=lambda: flush.update(n=flush["n"] + 1),
     )
-    assert counts == {"a": 6, "b": 6}
+    assert counts == {"a": 10, "b": 10}  # 4 to see how long they take, then warm-up and sample
     assert flush["n"] == 6
     assert timings["a"].rounds == 3
 
@@ -197,7 +202,9 @@ def test_measured_roof_is_plausible():
     roof = roofline.measure(0.01)
     assert roof.fma > 1e8
     assert roof.int8 > 1e8
-    assert [level.name for level in roof.memory] == ["L2", "L3", "DRAM"]
+    assert [level.name for level in roof.memory] == ["L1", "L2", "L3", "DRAM"]
+    assert all(min(m.read, m.copy, m.streaming) > 1e6 for m in roof.memory)
+    assert roof.units[-1] == (runtime.active_isa(), roof.fma, roof.bf16, roof.int8)
 
 
 def test_peers_are_held_and_freed():
@@ -206,8 +213,28 @@ def test_peers_are_held_and_freed():
     assert env["ATEN_CPU_CAPABILITY"] == "avx2"
     assert env["OMP_NUM_THREADS"] == "3"
     env = engines.child_environment("avx512", 1, {"OPENBLAS_CORETYPE": "Prescott", "HOME": "/x"})
+    assert env["OPENBLAS_CORETYPE"] == "SkylakeX"
+    assert env["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE"  # no VNNI, no matrix units
+    env = engines.child_environment("amx", 1, {"OPENBLAS_CORETYPE": "Prescott", "HOME": "/x"})
     assert "OPENBLAS_CORETYPE" not in env
     assert env["HOME"] == "/x"
+
+
+def test_oracle_of_the_optimizer_and_activations_follows_its_definition():
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 2, 5))
+    for forward, gradient in (
+        (oracle.gelu, oracle.gelu_grad),
+        (oracle.softmax, oracle.softmax_grad),
+    ):
+        step = np.zeros_like(x)
+        step[1, 3] = 1e-6
+        slope = ((forward(x + step) - forward(x - step)) * dy).sum() / 2e-6
+        assert np.isclose(slope, gradient(x, dy)[1][1, 3])
+    options = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.5}
+    m, v = 0.1 * dy / (1 - 0.9), 0.05 * dy**2 / (1 - 0.95)  # both means start at zero
+    want = x - 0.1 * 0.5 * x - 0.1 * m / (np.sqrt(v) + 1e-8)
+    assert np.allclose(oracle.adamw_first_step(x, dy, **options), want, rtol=1e-12)
 
 
 def result(seconds, spread=0.02):
@@ -254,17 +281,149 @@ def test_readme_block_is_replaced(tmp_path):
     assert file.read_text() == "no block"
 
 
-def test_plot_is_drawn(tmp_path):
+def a_run(rows=(), isa="amx", threads=1):
+    """As a child writes it."""
+    level = {"size": 1e6, "gbs": 50.0, "read_gbs": 50.0, "copy_gbs": 40.0, "streaming_gbs": 9.0}
+    roof = {"gflops": 600.0, "bf16_gflops": 3000.0, "int8_gops": 6000.0, "memory": {"L2": level}}
+    return {"isa": isa, "threads": threads, "rows": list(rows), "roofline": roof, "engines": {}}
+
+
+def a_row(target, ratios, shape="8", roof=0.5, traffic=0.1):
+    timing = {"min": 1.0}
+    return {
+        "op": "matmul", "shape": shape, "dtype": "float32", "targets": [target], "ratios": ratios,
+        "engines": {"tilewright": timing}, "gflops": 90.0, "gbs": 3.0, "roof": roof,
+        "roof_traffic": traffic, "bound": "fma",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot_is_drawn(tmp_path, suffix):
     pytest.importorskip("matplotlib")
     from tilewright.bench import plot
 
-    row = {"op": "matmul", "shape": "512x512x512 nn", "gflops": 90.0, "gbs": 1.0}
-    row["engines"] = {"tilewright": {"min": 1.0}, "numpy": {"min": 1.1}}
-    results = {
-        "runs": [{"isa": "avx2", "threads": 2, "rows": [row], "roofline": {"gflops": 100.0}}]
-    }
-    plot.draw(results, tmp_path / "bench.png")
-    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    rows = [a_row(targets.MATMUL, {"numpy": 1.1, "f32": 9.0}), a_row(targets.MATMUL, {})]
+    rows.append({"op": "x", "shape": "1", "error": "planted"})
+    file = tmp_path / f"bench.{suffix}"
+    plot.draw({"runs": [a_run(rows)]}, file)
+    start = file.read_bytes()[:64]
+    assert start.startswith(b"\x89PNG") if suffix == "png" else b"<?xml" in start
+    plot.draw({"runs": [a_run()]}, file)
+
+
+def test_targets_are_judged_by_the_best_peer_and_the_worst_case():
+    rows = [
+        a_row(targets.MATMUL, {"numpy": 2.0, "torch": 1.8, "f32": 0.1}, "large"),
+        a_row(targets.MATMUL, {"numpy": 1.7, "torch": 3.0}, "small"),
+        a_row(targets.MATMUL, {}, "alone"),  # no peer, no ratio
+        a_row(targets.MATMUL, {"numpy": 0.1}, "broken") | {"error": "planted"},
+    ]
+    (found,) = targets.reached(a_run(rows))
+    assert (found.cases, found.worst, found.where) == (2, 1.7, "matmul small")
+    assert np.isclose(found.mean, np.sqrt(1.8 * 1.7))
+    assert found.met
+    assert "met " in targets.table(a_run(rows))
+    assert "no answer: matmul broken: planted" in targets.table(a_run(rows))
+    rows[0]["ratios"]["torch"] = 9.0
+    rows[1]["ratios"]["numpy"] = 0.94  # the mean is above the goal still, a case is behind
+    rows[0]["ratios"]["numpy"] = 9.0
+    (found,) = targets.reached(a_run(rows))
+    assert found.mean > found.goal
+    assert not found.met
+    assert targets.best_peer(rows[1]) == "numpy"
+
+
+def test_targets_of_shares():
+    row = a_row(targets.BF16_ROOF, {}, roof=0.44)
+    assert not targets.reached(a_run([row]))[0].met
+    assert targets.reached(a_run([row | {"roof": 0.46}]))[0].met
+    assert not targets.reached(a_run([row], isa="avx512"))  # a goal of matrix units
+    few = a_row(targets.FEW_ROWS_DEFAULT, {"f32": 1.9})
+    assert targets.reached(a_run([few]))[0].met
+    few["ratios"]["f32"] = 2.1  # the default takes more than twice as long
+    assert not targets.reached(a_run([few]))[0].met
+    kernel = a_row(targets.ROWS, {"torch": 1.0}, traffic=0.81)
+    assert targets.reached(a_run([kernel]))[0].met
+    assert not targets.reached(a_run([kernel | {"roof_traffic": 0.7}]))[0].met
+    assert targets.reached(a_run([kernel | {"ratios": {"torch": 1.4}, "roof_traffic": 0.1}]))[0].met
+
+
+def test_goals_depend_on_level_and_threads():
+    goal = targets.TARGETS[targets.BF16].goal
+    assert (goal("amx", 1), goal("amx", 2), goal("avx2", 2)) == (1.3, 1.8, 1.0)
+
+
+def test_every_target_has_cases_and_the_usual_run_most_of_them():
+    usual = {name for p in cases.plans(full=False) for name in p.targets}
+    assert {name for p in cases.plans() for name in p.targets} == set(targets.TARGETS)
+    assert usual == set(targets.TARGETS)
+    assert len(list(cases.plans(full=False))) < len(list(cases.plans()))
+    names = [(p.op, p.shape) for p in cases.plans()]
+    assert len(names) == len(set(names)), "two rows of one name"
+    assert max(len(shape) for _, shape in names) <= 25
+
+
+def test_rows_are_chosen_by_op_shape_and_target():
+    def ops(*arguments):
+        return {p.op for p in cases.plans() if run.chosen(p, options(*arguments))}
+
+    assert ops("--target", "attention") == {"attention", "attention+grad", "decode"}
+    assert ops("--op", "softmax") == {"softmax", "softmax+grad"}
+    assert ops("--op", "softmax", "--target", "bf16") == set()
+    assert ops("--shapes", "128256") == {"cross_entropy", "cross_entropy+grad"}
+
+
+def test_results_of_parts_are_merged():
+    old, new = a_row(targets.MATMUL, {"numpy": 1.0}), a_row(targets.MATMUL, {"numpy": 2.0})
+    other = a_row(targets.MATMUL, {"numpy": 3.0}, "other")
+    parts = [{"runs": [a_run([old, other])]}, {"runs": [a_run([new]), a_run([old], threads=2)]}]
+    one, two = run.merged(parts)["runs"]
+    assert one["rows"] == [other, new]
+    assert two["rows"] == [old]
+
+
+def test_calls_run_under_their_options():
+    calls = [under(tilewright.get_num_threads, threads=n) for n in (1, 2)]
+    assert [call() for call in calls] == [1, 2]
+    assert under(runtime.active_isa, isa="generic")() == "generic"
+    assert under(lambda: 7)() == 7
+
+
+def test_missing_peers_are_named(monkeypatch):
+    def missing(name, *_):
+        raise ImportError(name=name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    peers, absent = engines.load_peers(engines.best_level(), 1)
+    assert peers == NO_PEERS
+    assert absent == {"torch": "not installed", "ort": "onnxruntime is not installed"}
+    assert "holds it to generic" in engines.load_peers("generic", 1)[1]["ort"]
+    header = table.run_header(
+        {"isa": "x", "threads": 1, "caches": "warm", "engines": {}, "absent": absent}
+        | {"roofline": roofline.measure(0.01).as_dict()}
+    )
+    assert "absent: onnxruntime is not installed" in header
+
+
+def test_onnxruntime_answers_every_quick_case():
+    for module in ("onnxruntime", "onnx"):
+        pytest.importorskip(module)
+    peers = Peers(ort=Ort(1))
+    answered = set()
+    for quick in cases.plans(quick=True):
+        row = run.bench(quick, peers, ROOF, options("--rounds", "1"), 1)
+        assert "ort_error" not in row, row
+        if "ort" in row["engines"]:
+            answered.add(quick.op)
+    assert answered >= {"matmul", "linear", "linear_gelu", "int8_matmul", "qmatmul", "weight_only"}
+    assert answered >= {"attention", "decode", "layernorm", "add_layernorm", "softmax", "gelu"}
+
+
+def test_torch_answers_every_quick_case():
+    torch = pytest.importorskip("torch")
+    for quick in cases.plans(quick=True):
+        row = run.bench(quick, Peers(torch), ROOF, options("--rounds", "1"), 1)
+        assert not [key for key in row if key.endswith("error")], row
 
 
 @pytest.mark.slow

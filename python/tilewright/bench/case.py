@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tilewright.bench.peers import Call, Peers
 from tilewright.registry import Cost
-
-Call = Callable[[], Any]
 
 
 @dataclass
@@ -17,7 +16,7 @@ class Case:
 
     op: str
     shape: str
-    calls: Mapping[str, Call]  # engine -> call; the engine "tilewright" is ours
+    calls: Mapping[str, Call]  # engine -> call; "tilewright" is ours, "f32" our float32 product
     want: Callable[[], list[Any]]
     cost: Cost
     dtype: str = "float32"
@@ -29,8 +28,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """A case to be: its name, and how to make it with or without torch."""
+    """A case to be: its name, and how to make it with the peers that are there."""
 
     op: str
     shape: str
-    build: Callable[[Any], Case] = field(repr=False)
+    build: Callable[[Peers], Case] = field(repr=False)
+    targets: tuple[str, ...] = ()  # of targets.py
+    full: bool = False  # only with --full

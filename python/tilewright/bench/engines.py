@@ -16,14 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from tilewright import _core
+from tilewright import _core, runtime
+from tilewright.bench.ort import Ort
+from tilewright.bench.peers import Peers
 
-# Peers held to AVX2: the fair comparison for our avx2 level.
+# Levels below the machine's best hold the peers to the same instructions, as far as each has a
+# name for them: OpenBLAS, MKL, oneDNN, ATen.
+HOLDS = (
+    "OPENBLAS_CORETYPE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+)
 HELD = {
-    "OPENBLAS_CORETYPE": "Haswell",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "ATEN_CPU_CAPABILITY": "avx2",
+    "generic": ("Prescott", "SSE4_2", "SSE41", "default"),
+    "avx2": ("Haswell", "AVX2", "AVX2", "avx2"),
+    "avx512": ("SkylakeX", "AVX512", "AVX512_CORE", "avx512"),
+    "avx512_vnni": ("SkylakeX", "AVX512_E1", "AVX512_CORE_VNNI", "avx512"),
+    "avx512_bf16": ("Cooperlake", "AVX512_E3", "AVX512_CORE_BF16", "avx512"),
 }
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -43,11 +53,10 @@ FOREIGN = (
 
 def child_environment(isa: str, threads: int, parent: Mapping[str, str]) -> dict[str, str]:
     """The environment of the process that benches this ISA level with this many threads."""
-    env = {k: v for k, v in parent.items() if k not in HELD and k not in FOREIGN}
+    env = {k: v for k, v in parent.items() if k not in HOLDS and k not in FOREIGN}
     env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     env["TILEWRIGHT_ISA"] = isa
-    if isa == "avx2":
-        env.update(HELD)
+    env.update(zip(HOLDS, HELD.get(isa, ()), strict=False))
     return env
 
 
@@ -61,20 +70,45 @@ def load_torch(threads: int) -> Any:
     return torch
 
 
-def describe(torch: Any) -> dict[str, str]:
+def load_peers(isa: str, threads: int) -> tuple[Peers, dict[str, str]]:
+    """The peers that are here, and why others are not: engine → reason."""
+    absent = {}
+    torch = load_torch(threads)
+    if torch is None:
+        absent["torch"] = "not installed"
+    ort = None
+    if isa in HELD and isa != best_level():
+        absent["ort"] = f"ONNX Runtime has no setting that holds it to {isa}"
+    else:
+        try:
+            ort = Ort(threads)
+        except ImportError as error:
+            absent["ort"] = f"{error.name or error} is not installed"
+    return Peers(torch, ort), absent
+
+
+def best_level() -> str:
+    """The ISA level that this CPU runs by itself."""
+    return next(level.name for level in reversed(runtime.isas()) if level.supported)
+
+
+def describe(peers: Peers) -> dict[str, str]:
     """Engine → version and the ISA that it reports."""
     found = {
-        "tilewright": f"{_core.build_info()['version']}, level "
-        + next(name for name, _, _, active in _core.isa_levels() if active),
+        "tilewright": f"{_core.build_info()['version']}, level {runtime.active_isa()}",
         "numpy": f"{np.__version__}, {_openblas()}",
     }
-    if torch:
+    if torch := peers.torch:
         found["torch"] = (
             f"{torch.__version__}, ATen {torch.backends.cpu.get_cpu_capability()}, "
             f"MKL {os.environ.get('MKL_ENABLE_INSTRUCTIONS', 'unlimited')}, "
             f"oneDNN {os.environ.get('ONEDNN_MAX_CPU_ISA', 'unlimited')}, "
             f"{torch.get_num_threads()} threads"
         )
+        found["torch_packed"] = "its MKL and oneDNN with weights packed beforehand"
+    if peers.ort:
+        found["ort"] = f"ONNX Runtime {peers.ort.version}, bound in- and outputs, "
+        found["ort"] += f"{peers.ort.threads} threads"
     return found
 
 

@@ -18,6 +18,7 @@ SAMPLE_SECONDS = 100e-6  # a timed sample repeats short calls until it lasts abo
 WARM_SECONDS = 3e-3  # parked workers need some 100 us each time until they stay awake
 QUIET_SECONDS = 1e-3
 QUIET_PATIENCE = 50
+LONG_SECONDS = 30e-3  # a call that warms what it needs within itself: none goes before it untimed
 
 
 class Timing(NamedTuple):
@@ -52,7 +53,8 @@ def interleave(
         quiet: wait for the process's other threads to sleep before each sample.
         flush: empties the caches before each sample: cold figures, one call a sample.
     """
-    repeats = {name: 1 if flush else _repeats(call) for name, call in calls.items()}
+    first = {name: _first(call) for name, call in calls.items()}
+    repeats = {name: 1 if flush else _repeats(s) for name, s in first.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     start = time.perf_counter()
@@ -63,7 +65,8 @@ def interleave(
             call = calls[name]
             if quiet:
                 wait_until_quiet()
-            _warm(call)
+            if first[name] < LONG_SECONDS:
+                _warm(call)
             if flush:
                 flush()
             samples[name].append(_sample(call, repeats[name]))
@@ -93,6 +96,11 @@ def _sample(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _repeats(call: Callable[[], Any]) -> int:
-    call()
-    return max(1, round(SAMPLE_SECONDS / max(min(_sample(call, 1) for _ in range(3)), 1e-9)))
+def _first(call: Callable[[], Any]) -> float:
+    """Seconds of a call that is no longer the very first."""
+    seconds = _sample(call, 1)
+    return seconds if seconds > LONG_SECONDS else min(_sample(call, 1) for _ in range(3))
+
+
+def _repeats(seconds: float) -> int:
+    return max(1, round(SAMPLE_SECONDS / max(seconds, 1e-9)))

@@ -45,14 +45,31 @@ def check(engine: str, got: Sequence[Any], want: Sequence[Any], dtype: str = "fl
 
 def gelu(x: Any) -> Any:
     """Return x Φ(x)."""
+    return x * _normal_distribution(x)
+
+
+def gelu_grad(x: Any, dy: Any) -> list[Any]:
+    """[y, dx]."""
+    below = _normal_distribution(x)
+    density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return [x * below, dy * (below + x * density)]
+
+
+def _normal_distribution(x: Any) -> Any:
     erf = np.fromiter(map(math.erf, (x / math.sqrt(2)).ravel()), np.float64, x.size)
-    return 0.5 * x * (1.0 + erf.reshape(x.shape))
+    return 0.5 * (1.0 + erf.reshape(x.shape))
 
 
 def softmax(x: Any) -> Any:
     """Over the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def softmax_grad(x: Any, dy: Any) -> list[Any]:
+    """[y, dx]."""
+    y = softmax(x)
+    return [y, y * (dy - (dy * y).sum(axis=-1, keepdims=True))]
 
 
 def rmsnorm(x: Any, gamma: Any, eps: float = 1e-6) -> Any:
@@ -109,6 +126,12 @@ def layernorm(x: Any, gamma: Any, beta: Any, dy: Any = None, eps: float = 1e-5) 
     return [y, rstd * dx, (dy * xhat).sum(axis=rows), dy.sum(axis=rows)]
 
 
+def add_layernorm(x: Any, residual: Any, gamma: Any, beta: Any, dy: Any) -> list[Any]:
+    """[y, dx, dresidual, dgamma, dbeta], y the norm of the sum."""
+    y, ds, dgamma, dbeta = layernorm(x + residual, gamma, beta, dy)
+    return [y, ds, ds, dgamma, dbeta]
+
+
 def attention(q: Any, k: Any, v: Any, causal: bool, do: Any = None) -> list[Any]:
     """[o], or [o, dq, dk, dv]; one head at a time, so that long sequences fit."""
     out = [np.empty(q.shape)] + ([] if do is None else [np.empty(x.shape) for x in (q, k, v)])
@@ -141,3 +164,10 @@ def cross_entropy(logits: Any, target: Any) -> list[Any]:
     loss = -np.log(p[rows, target]).mean()
     p[rows, target] -= 1.0
     return [np.asarray(loss), p / len(target)]
+
+
+def adamw_first_step(
+    p: Any, g: Any, *, lr: float, betas: Any, eps: float, weight_decay: float
+) -> Any:
+    """The parameter after it: both means are corrected to g and g squared."""
+    return p * (1 - lr * weight_decay) - lr * g / (np.abs(g) + eps)

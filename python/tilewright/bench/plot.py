@@ -1,4 +1,9 @@
-"""The picture: what each engine reaches, beside the measured limit of the machine."""
+"""The picture: a roofline of the run, every case below the measured limits of the machine.
+
+Across: operations for each byte that must move; up: operations a second. A case lies below the
+slope of the memory that its data fits in and below the level of its dtype's arithmetic (Williams,
+Waterman & Patterson, "Roofline", 2009). Filled marks are ours, hollow ones the best peer's.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +11,24 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from tilewright.bench.targets import OWN
+
 # Okabe & Ito's colours: told apart by everyone, and in grey.
-COLOURS = {"tilewright": "#0072B2", "numpy": "#E69F00", "torch": "#999999"}
-NAMES = {"tilewright": "tilewright", "numpy": "NumPy (OpenBLAS)", "torch": "PyTorch"}
-ARITHMETIC = {
-    ("matmul", "512x512x512 nn"): "matmul\n512³",
-    ("matmul", "1024x1024x1024 nn"): "matmul\n1024³",
-    ("matmul", "2048x2048x2048 nn"): "matmul\n2048³",
-    ("linear_gelu", "512x768x3072 packed"): "linear + gelu\nM 512",
-    ("attention", "8x12x512x64 causal"): "attention\ncausal, T 512",
-    ("attention+grad", "8x12x512x64 causal"): "attention\nwith gradients",
+COLOURS = {"float32": "#0072B2", "bfloat16": "#D55E00", "int8": "#009E73"}
+ROOFS = {
+    "float32": ("gflops", "float32"),
+    "bfloat16": ("bf16_gflops", "bfloat16"),
+    "int8": ("int8_gops", "int8"),
 }
-TRAFFIC = {
-    ("layernorm", "4096x768"): "layernorm\n4096×768",
-    ("layernorm+grad", "4096x768"): "layernorm\nwith gradients",
-    ("softmax", "4096x1024"): "softmax\n4096×1024",
-    ("gelu", "4096x3072"): "gelu\n4096×3072",
+FAMILIES = {  # mark -> name, ops
+    "o": ("products", {"matmul", "linear", "linear_gelu", "int8_matmul", "qmatmul", "weight_only"}),
+    "s": ("attention", {"attention", "attention+grad", "decode", "attention_varlen"}),
 }
+REST = "^", "row kernels"
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Draw the run of most threads (the first level measured) into a PNG.
+    """Draw the run of most threads into a PNG or SVG, as the file's suffix says.
 
     Raises:
         SystemExit: matplotlib is missing.
@@ -38,52 +40,65 @@ def draw(results: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     plt = importlib.import_module("matplotlib.pyplot")
     run = max(results["runs"], key=lambda r: r["threads"])
-    figure, axes = plt.subplots(
-        1,
-        2,
-        figsize=(11.5, 4.2),
-        width_ratios=[len(ARITHMETIC), len(TRAFFIC)],
-        layout="constrained",
-    )
-    _panel(axes[0], run, ARITHMETIC, "gflops", "GFLOP/s", "Bound by arithmetic")
-    axes[0].axhline(run["roofline"]["gflops"], color="black", lw=1, ls="--")
-    axes[0].annotate(
-        f"measured limit: {run['roofline']['gflops']:.0f} GFLOP/s",
-        (0.995, run["roofline"]["gflops"]), xycoords=("axes fraction", "data"),
-        xytext=(0, 4), textcoords="offset points", ha="right", fontsize=9,
-    )  # fmt: skip
-    _panel(axes[1], run, TRAFFIC, "gbs", "GB/s", "Bound by memory")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
+    figure, axis = plt.subplots(figsize=(9.5, 6.0), layout="constrained")
+    rows = [row for row in run["rows"] if "error" not in row and row["gflops"] > 0]
+    intensity = [row["gflops"] / row["gbs"] for row in rows] or [1.0]
+    left, right = min(intensity) / 2, max(intensity) * 3
+    axis.set(xscale="log", yscale="log", xlim=(left, right))
+    _draw_roofs(axis, run["roofline"], left, right)
+    for row in rows:
+        _draw_case(axis, row)
+    lowest = min([row["gflops"] for row in rows] or [1.0])
+    axis.set_ylim(lowest / 3, max(axis.get_ylim()[1], lowest * 10))
+    axis.set_xlabel("operations for each byte that must move")
+    axis.set_ylabel("GFLOP/s  (int8: GOP/s)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(handles=_legend(matplotlib), loc="lower right", frameon=False, fontsize=9)
     threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
-    figure.suptitle(f"float32, {run['isa']}, {threads}: higher is better", x=0.01, ha="left")
+    figure.suptitle(f"{run['isa']}, {threads}: measured limits and cases", x=0.01, ha="left")
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
-def _panel(
-    axis: Any, run: dict[str, Any], chosen: dict[Any, str], key: str, unit: str, title: str
-) -> None:
-    rows = [
-        row for row in run["rows"] if (row["op"], row["shape"]) in chosen and "error" not in row
-    ]
-    width = 0.27
-    for engine, colour in COLOURS.items():
-        places, heights = [], []
-        for place, row in enumerate(rows):
-            present = [e for e in COLOURS if e in row["engines"]]
-            if engine in present:
-                ours, theirs = row["engines"]["tilewright"]["min"], row["engines"][engine]["min"]
-                places.append(place + (present.index(engine) - (len(present) - 1) / 2) * width)
-                heights.append(row[key] * ours / theirs)
-        if places:
-            bars = axis.bar(places, heights, width * 0.92, color=colour, label=NAMES[engine])
-            axis.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
-    axis.set_xticks(
-        range(len(rows)), [chosen[row["op"], row["shape"]] for row in rows], fontsize=8.5
-    )
-    axis.set_ylabel(unit)
-    axis.set_title(title, fontsize=10, loc="left")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(axis="x", length=0)
-    axis.margins(y=0.12)
+def _draw_roofs(axis: Any, roof: dict[str, Any], left: float, right: float) -> None:
+    """The level of each dtype's arithmetic, and the slopes of the memories up to the highest."""
+    levels = {dtype: roof.get(key, 0.0) for dtype, (key, _) in ROOFS.items()}
+    top = max(levels.values())
+    slopes = {name: m["gbs"] for name, m in roof.get("memory", {}).items()}
+    for name, gbs in slopes.items():
+        ridge = top / gbs
+        axis.plot([left, ridge], [left * gbs, top], color="0.65", lw=1, zorder=1)
+        axis.annotate(
+            f"{name} {gbs:.0f} GB/s", (left, left * gbs), xytext=(4, 5),
+            textcoords="offset points", fontsize=8, color="0.35", rotation=0,
+        )  # fmt: skip
+    fastest = max(slopes.values(), default=top)
+    for dtype, rate in levels.items():
+        if rate:
+            axis.plot([rate / fastest, right], [rate, rate], color=COLOURS[dtype], lw=1.2, ls="--")
+            axis.annotate(
+                f"{ROOFS[dtype][1]}: {rate:.0f}", (right, rate), xytext=(0, 3), ha="right",
+                textcoords="offset points", fontsize=9, color=COLOURS[dtype],
+            )  # fmt: skip
+    axis.set_ylim(top=top * 2)
+
+
+def _draw_case(axis: Any, row: dict[str, Any]) -> None:
+    """Ours, and below or above it on a thin line the fastest peer."""
+    x, ours = row["gflops"] / row["gbs"], row["gflops"]
+    colour = COLOURS["int8" if row["bound"] == "int8" else row["dtype"]]
+    mark = next((m for m, (_, ops) in FAMILIES.items() if row["op"] in ops), REST[0])
+    peers = [ratio for engine, ratio in row["ratios"].items() if engine not in OWN]
+    if peers:
+        theirs = ours / min(peers)
+        axis.plot([x, x], [ours, theirs], color=colour, lw=0.7, alpha=0.6, zorder=2)
+        axis.plot(x, theirs, mark, color=colour, mfc="white", ms=5, mew=0.9, zorder=3)
+    axis.plot(x, ours, mark, color=colour, ms=6, mec="white", mew=0.4, zorder=4)
+
+
+def _legend(matplotlib: Any) -> list[Any]:
+    line = matplotlib.lines.Line2D
+    marks = {mark: name for mark, (name, _) in FAMILIES.items()} | dict([REST])
+    entries = [line([], [], color=c, lw=0, marker="o", label=d) for d, c in COLOURS.items()]
+    entries += [line([], [], color="0.3", lw=0, marker=m, label=n) for m, n in marks.items()]
+    return [*entries, line([], [], color="0.3", lw=0, marker="o", mfc="white", label="best peer")]

@@ -1,9 +1,10 @@
 """What this machine can do, measured in a few seconds with the active ISA level's own instructions.
 
-- multiply-adds a second: independent chains of them on registers (csrc/simd/roofline.cc), products
-  of tiles on matrix units (csrc/simd/roofline_amx.cc)
-- bytes a second from L2, L3 and memory: streaming reads and copies, whichever moves more; a copy
-  counts both directions
+- multiply-adds a second: independent chains of them on registers (csrc/simd/roofline.cc,
+  roofline_dot.cc), products of tiles on matrix units (csrc/simd/roofline_amx.cc); `units` has those
+  of every level up to the active one
+- bytes a second from L1, L2, L3 and memory: streaming reads, copies, and copies past the caches; a
+  copy counts both directions. The bandwidth of a level is the largest of the three
 
 A call can't be faster than the larger of operations / peak and bytes / bandwidth of the cache that
 its data fits in.
@@ -18,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilewright import _core
+from tilewright import _core, runtime
 from tilewright.runtime import get_num_threads
 
-SECONDS = 0.4  # of each of the nine loops
+SECONDS = 0.15  # of each loop, some thirty
 TERM_PRODUCTS = 6  # of bfloat16 terms, for a float32 product (csrc/simd/gemm_split.cc)
-FALLBACK_CACHES = {"L2": 1 << 20, "L3": 16 << 20}  # where the system does not tell
+FALLBACK_CACHES = {"L1": 32 << 10, "L2": 1 << 20, "L3": 16 << 20}  # where the system does not tell
 
 
 class Level(NamedTuple):
@@ -31,16 +32,24 @@ class Level(NamedTuple):
 
     name: str
     size: float
-    bandwidth: float
+    read: float
+    copy: float = 0.0
+    streaming: float = 0.0  # copy by stores past the caches
+
+    @property
+    def bandwidth(self) -> float:
+        """The most that any way of moving them reached."""
+        return max(self.read, self.copy, self.streaming)
 
 
 class Roofline(NamedTuple):
     """Measured limits for one ISA level and thread count."""
 
     fma: float  # float32 in registers, a multiply-add counts two
-    bf16: float  # bfloat16 on matrix units, likewise; 0 without them
+    bf16: float  # bfloat16 pairs in registers or on matrix units, likewise; 0 without
     int8: float  # int8 multiply-adds summed into int32, likewise
     memory: tuple[Level, ...]
+    units: tuple[tuple[str, float, float, float], ...] = ()  # level: its fma, bf16, int8
 
     @property
     def float32(self) -> float:
@@ -51,65 +60,104 @@ class Roofline(NamedTuple):
         """Operations a second for operands of this dtype, and on what."""
         if dtype == "int8":
             return self.int8, "int8"
-        if dtype == "bfloat16" and self.bf16:
+        if dtype == "bfloat16" and self.bf16 > self.float32:
             return self.bf16, "bf16"
         return self.float32, "fma" if self.float32 == self.fma else "terms"
 
     def limit(self, flops: float, nbytes: float, dtype: str = "float32") -> tuple[float, str]:
         """Seconds a call needs at least, and what binds it."""
-        home = next(level for level in self.memory if nbytes <= level.size)
         rate, name = self.arithmetic(dtype)
-        traffic = nbytes / home.bandwidth
-        return (flops / rate, name) if flops / rate >= traffic else (traffic, home.name)
+        traffic, home = self.traffic(nbytes)
+        return (flops / rate, name) if flops / rate >= traffic else (traffic, home)
+
+    def traffic(self, nbytes: float) -> tuple[float, str]:
+        """Seconds that moving the bytes takes at least, and where they are."""
+        home = next(level for level in self.memory if nbytes <= level.size)
+        return nbytes / home.bandwidth, home.name
 
     def as_dict(self) -> dict[str, Any]:
         """For the JSON: GFLOP/s, GB/s, bytes."""
-        memory = {m.name: {"size": m.size, "gbs": m.bandwidth / 1e9} for m in self.memory}
+        memory = {
+            m.name: {
+                "size": m.size,
+                "gbs": m.bandwidth / 1e9,
+                "read_gbs": m.read / 1e9,
+                "copy_gbs": m.copy / 1e9,
+                "streaming_gbs": m.streaming / 1e9,
+            }
+            for m in self.memory
+        }
+        names = ("fma_gflops", "bf16_gflops", "int8_gops")
+        units = {
+            level: dict(zip(names, (rate / 1e9 for rate in rates), strict=True))
+            for level, *rates in self.units
+        }
         return {
             "gflops": self.float32 / 1e9,
             "fma_gflops": self.fma / 1e9,
             "bf16_gflops": self.bf16 / 1e9,
             "int8_gops": self.int8 / 1e9,
             "memory": memory,
+            "units": units,
         }
 
 
 def cache_sizes(threads: int) -> dict[str, int]:
-    """Bytes of L2 (over the threads' cores) and of the L3 that they share."""
+    """Bytes of L1 and L2 (over the threads' cores) and of the L3 that they share."""
     sizes = dict(FALLBACK_CACHES)
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         level, kind, size = ((folder / f).read_text().strip() for f in ("level", "type", "size"))
         if f"L{level}" in sizes and kind != "Instruction" and size.endswith("K"):
             sizes[f"L{level}"] = int(size[:-1]) << 10
-    sizes["L2"] *= threads
-    return sizes
+    return {name: size * (1 if name == "L3" else threads) for name, size in sizes.items()}
 
 
 def measure(seconds: float = SECONDS) -> Roofline:
     """Measure on the active ISA level with the current number of threads."""
     threads = get_num_threads()
     caches = cache_sizes(threads)
-    fma = _best(lambda: _core.roofline_multiply_add(8 * threads, 20_000), seconds)
-    bf16 = _best(lambda: _core.roofline_multiply_add_bf16(8 * threads, 2_000), seconds)
-    int8 = _best(lambda: _core.roofline_multiply_add_int8(8 * threads, 20_000), seconds)
+    units = []
+    for level in runtime.isas():
+        if level.supported:
+            with runtime.options(isa=level.name):
+                units.append((level.name, *_arithmetic(threads, seconds)))
+        if level.active:
+            break
+    _, fma, bf16, int8 = units[-1]
     levels = []
     # Half a cache is filled: read and copied buffers beside whatever else lives there.
     for name, size in (*caches.items(), ("DRAM", 0)):
         working_set = size // 2 or min(4 * caches["L3"], 512 << 20)
-        bandwidth = _bandwidth(working_set, threads, seconds)
-        levels.append(Level(name, size or float("inf"), bandwidth))
-    return Roofline(fma, bf16, int8, tuple(levels))
+        rates = _bandwidths(working_set, threads, seconds)
+        levels.append(Level(name, size or float("inf"), *rates))
+    return Roofline(fma, bf16, int8, tuple(levels), tuple(units))
 
 
-def _bandwidth(working_set: int, threads: int, seconds: float) -> float:
-    x = np.ones(working_set // 8, np.float32)
-    y = np.zeros_like(x)
+def _arithmetic(threads: int, seconds: float) -> tuple[float, float, float]:
+    tasks = 8 * threads
+    return (
+        _best(lambda: _core.roofline_multiply_add(tasks, 20_000), seconds),
+        _best(lambda: _core.roofline_multiply_add_bf16(tasks, 2_000), seconds),
+        _best(lambda: _core.roofline_multiply_add_int8(tasks, 20_000), seconds),
+    )
+
+
+def _bandwidths(working_set: int, threads: int, seconds: float) -> tuple[float, float, float]:
+    """Of reads, copies and copies past the caches."""
+    read, x, y = (_aligned(working_set // 4 // part) for part in (1, 2, 2))
     repeats = max(1, (8 << 20) // working_set)
-    read = np.ones(working_set // 4, np.float32)
-    return max(
+    return (
         _best(lambda: _core.roofline_read(read, threads, repeats), seconds),
         _best(lambda: _core.roofline_copy(x, y, threads, repeats), seconds),
+        _best(lambda: _core.roofline_copy_streaming(x, y, threads, repeats), seconds),
     )
+
+
+def _aligned(count: int) -> Any:
+    """Floats of a cache line's alignment, in pages that are there."""
+    line = 64
+    room = np.ones(count * 4 + line, np.uint8)
+    return room[-room.ctypes.data % line :][: count * 4].view(np.float32)
 
 
 def _best(work: Callable[[], float], seconds: float) -> float:

@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 
 from tilewright import runtime
-from tilewright.bench import cases, engines, measure, oracle, overhead, plot, roofline, table
+from tilewright.bench import (
+    cases,
+    engines,
+    measure,
+    oracle,
+    overhead,
+    plot,
+    roofline,
+    table,
+    targets,
+)
+from tilewright.bench.peers import Peers
 
 SCHEMA = 1
 
@@ -29,13 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         Path(options.json).write_text(json.dumps(report))
         return 0
     if options.results:
-        results = json.loads(Path(options.results).read_text())
+        results = merged([json.loads(Path(file).read_text()) for file in options.results])
     else:
         results = run_children(options, arguments)
         if options.json:
             Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
-    if options.plot:
-        plot.draw(results, Path(options.plot))
+    if options.summary:
+        print("\n".join(targets.table(run) for run in results["runs"]))
+    for file in options.plot:
+        plot.draw(results, Path(file))
     if options.update_readme:
         table.update_readmes(results)
     failed = [row for run in results["runs"] for row in run["rows"] if "error" in row]
@@ -44,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    best = next(level.name for level in reversed(runtime.isas()) if level.supported)
     all_threads = runtime.get_num_threads()
     p = argparse.ArgumentParser(prog="tilewright bench", description=__doc__)
     p.add_argument("--op", nargs="+", help="only these ops; `overhead` is the time of a tiny call")
@@ -52,22 +64,38 @@ def parser() -> argparse.ArgumentParser:
         "--shapes", nargs="+", metavar="TEXT", help="only cases whose shape contains one of these"
     )
     p.add_argument(
-        "--isa", nargs="+", default=[best], help="ISA levels; avx2 also holds the peers to AVX2"
+        "--isa",
+        nargs="+",
+        default=[engines.best_level()],
+        help="ISA levels; the peers are held to them",
+    )
+    p.add_argument(
+        "--target",
+        nargs="+",
+        metavar="TEXT",
+        help="only cases of the goals whose name contains one of these",
     )
     p.add_argument("--threads", nargs="+", type=int, default=sorted({1, all_threads}))
     p.add_argument("--rounds", type=int, default=20)
     p.add_argument(
-        "--budget", type=float, default=12.0, help="seconds a case, once it has five rounds"
+        "--budget", type=float, default=2.0, help="seconds a case, once it has five rounds"
     )
     p.add_argument("--quick", action="store_true", help="one tiny case of every op: a smoke test")
+    p.add_argument("--full", action="store_true", help="every size; without it the usual ones")
     p.add_argument("--cold", action="store_true", help="empty the caches before every sample")
     p.add_argument("--json", metavar="FILE", help="write the results")
-    p.add_argument("--plot", metavar="PNG", help="draw them (needs matplotlib)")
+    p.add_argument(
+        "--summary", action="store_true", help="print what became of every goal (targets.py)"
+    )
+    p.add_argument(
+        "--plot", nargs="+", default=[], metavar="FILE",
+        help="draw them: .png, .svg (needs matplotlib)",
+    )  # fmt: skip
     p.add_argument(
         "--update-readme", action="store_true", help="rewrite the tables of a source checkout"
     )
     p.add_argument(
-        "--results", metavar="JSON", help="measure nothing: plot or update from this file"
+        "--results", nargs="+", metavar="JSON", help="measure nothing: show these files' rows"
     )
     p.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return p
@@ -90,50 +118,78 @@ def run_children(options: argparse.Namespace, arguments: list[str]) -> dict[str,
     return results
 
 
+def merged(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of several results, a run for each level and thread count; later ones replace."""
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    for run in (run for file in files for run in file["runs"]):
+        known = runs.setdefault((run["isa"], run["threads"]), {**run, "rows": []})
+        replaced = {_key(row) for row in run["rows"]}
+        kept = [row for row in known["rows"] if _key(row) not in replaced]
+        known["rows"] = kept + run["rows"]
+    return {**files[0], "runs": list(runs.values())}
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["op"], row["shape"], row["dtype"]
+
+
 def run_here(options: argparse.Namespace) -> dict[str, Any]:
     """Measure one level and thread count in this process, printing rows as they come."""
     (isa,), (threads,) = options.isa, options.threads
     runtime.set_isa(isa)
     runtime.set_num_threads(threads)
-    torch = engines.load_torch(threads)
+    peers, absent = engines.load_peers(isa, threads)
     roof = roofline.measure(0.02 if options.quick else roofline.SECONDS)
     run: dict[str, Any] = {
         "isa": isa,
         "threads": threads,
         "caches": "cold" if options.cold else "warm",
-        "engines": engines.describe(torch),
+        "engines": engines.describe(peers),
+        "absent": absent,
         "roofline": roof.as_dict(),
         "rows": [],
     }
     print(table.run_header(run), flush=True)
-    plans = cases.plans(quick=options.quick)
-    for plan in plans:
+    for plan in cases.plans(quick=options.quick, full=options.full):
         if chosen(plan, options):
-            row = bench(plan, torch, roof, options, threads)
+            row = bench(plan, peers, roof, options, threads)
             run["rows"].append(row)
             print(table.line(row, run), flush=True)
     print(table.means(run["rows"]), flush=True)
-    if threads == 1 and (not options.op or "overhead" in options.op):
+    everything = not options.op and not options.target and not options.shapes
+    if threads == 1 and (everything or "overhead" in (options.op or ())):
         run["overhead"] = overhead.measure(quick=options.quick)
         print(table.overhead(run["overhead"]), flush=True)
     return run
 
 
 def chosen(plan: cases.Plan, options: argparse.Namespace) -> bool:
-    """Whether --op and --shapes leave the case in; --op attention means attention+grad too."""
+    """Whether --op, --shapes and --target leave it in; --op attention means attention+grad too."""
     if not cases.exists(plan):
         return False
     by_op = not options.op or {plan.op, plan.op.split("+")[0]} & set(options.op)
     by_shape = not options.shapes or any(text in plan.shape for text in options.shapes)
-    return bool(by_op and by_shape)
+    by_target = not options.target or any(
+        text in name for text in options.target for name in plan.targets
+    )
+    return bool(by_op and by_shape and by_target)
 
 
 def bench(
-    plan: cases.Plan, torch: Any, roof: roofline.Roofline, options: argparse.Namespace, threads: int
+    plan: cases.Plan,
+    peers: Peers,
+    roof: roofline.Roofline,
+    options: argparse.Namespace,
+    threads: int,
 ) -> dict[str, Any]:
     """Check every engine's answer, then time them; one that fails its check gets no number."""
-    case = plan.build(torch)
-    row: dict[str, Any] = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "engines": {}}
+    row: dict[str, Any] = {"op": plan.op, "shape": plan.shape, "dtype": "", "engines": {}}
+    row["targets"] = list(plan.targets)
+    try:
+        case = plan.build(peers)
+    except Exception as error:  # as below
+        return row | {"error": f"{type(error).__name__}: {error}"}
+    row["dtype"] = case.dtype
     calls = dict(case.calls)
     want = case.want()
     for engine, call in case.calls.items():
@@ -159,6 +215,7 @@ def bench(
     limit, bound = roof.limit(case.cost.flops, case.cost.bytes, dtype)
     row["gflops"], row["gbs"] = case.cost.flops / best / 1e9, case.cost.bytes / best / 1e9
     row["roof"], row["bound"] = limit / best, bound
+    row["roof_traffic"] = roof.traffic(case.cost.bytes)[0] / best
     row["ratios"] = {n: t.min / best for n, t in timings.items() if n != "tilewright"}
     return row
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-COLUMNS = (
-    f"{'op':18} {'shape':22} {'dtype':8} {'isa':11} {'T':>2} {'ms':>9} {'median':>9} {'spread':>6} "
-)
-COLUMNS += (
-    f"{'GFLOP/s':>8} {'GB/s':>7} {'%roof':>6} {'bound':5} {'×numpy':>7} {'×torch':>7} {'×f32':>6}"
-)
+from tilewright.bench.targets import geometric_mean
 
-NAMES = {"numpy": "NumPy", "torch": "torch"}
+PEERS = {"numpy": "NumPy", "torch": "torch", "torch_packed": "torch, packed", "ort": "ONNX Runtime"}
+COLUMNS = {"numpy": "×numpy", "torch": "×torch", "torch_packed": "×packed", "ort": "×ort"}
+COLUMNS |= {"f32": "×f32"}
 
 
 def header(machine: dict[str, Any]) -> str:
@@ -33,17 +29,43 @@ def header(machine: dict[str, Any]) -> str:
 def run_header(run: dict[str, Any]) -> str:
     """The engines, the limits, the column names."""
     roof = run["roofline"]
-    memory = " · ".join(f"{name} {m['gbs']:.0f} GB/s" for name, m in roof["memory"].items())
-    threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
     return "\n".join(
         [
-            f"\n{run['isa']}, {threads}, {run['caches']} caches",
-            *(f"  {name:11}{text}" for name, text in run["engines"].items()),
-            f"  roof       float32 {_float32(roof)} · "
-            f"int8 {roof['int8_gops']:.0f} GOP/s · {memory}",
-            COLUMNS,
+            f"\n{run['isa']}, {_threads(run)}, {run['caches']} caches",
+            *(f"  {name:13}{text}" for name, text in run["engines"].items()),
+            *(f"  {name:13}absent: {why}" for name, why in run["absent"].items()),
+            f"  roof         float32 {_float32(roof)} · int8 {roof['int8_gops']:.0f} GOP/s",
+            *_roofs(roof),
+            _columns(run),
         ]
     )
+
+
+def _columns(run: dict[str, Any]) -> str:
+    names = f"{'op':18} {'shape':25} {'dtype':8} {'isa':11} {'T':>2} {'ms':>9} {'median':>9} "
+    names += f"{'spread':>6} {'GFLOP/s':>8} {'GB/s':>7} {'%roof':>6} {'bound':5}"
+    return names + "".join(f" {COLUMNS[name]:>7}" for name in _compared(run))
+
+
+def _compared(run: dict[str, Any]) -> list[str]:
+    """The engines that have a column."""
+    return [name for name in COLUMNS if name in run["engines"] or name == "f32"]
+
+
+def _roofs(roof: dict[str, Any]) -> list[str]:
+    """GFLOP/s of each level's units by dtype; GB/s of each memory."""
+    lines = []
+    for key, name in (
+        ("fma_gflops", "float32"),
+        ("bf16_gflops", "bfloat16"),
+        ("int8_gops", "int8"),
+    ):
+        rates = (f"{level} {u[key]:.0f}" for level, u in roof["units"].items() if u[key])
+        lines.append(f"  {'':13}{name:9}G/s   " + " · ".join(rates))
+    for name, m in roof["memory"].items():
+        ways = " / ".join(f"{m[f'{way}_gbs']:.0f}" for way in ("read", "copy", "streaming"))
+        lines.append(f"  {'':13}{name:9}GB/s  {ways} (read / copy / copy past the caches)")
+    return lines
 
 
 def _float32(roof: dict[str, Any]) -> str:
@@ -57,20 +79,22 @@ def _float32(roof: dict[str, Any]) -> str:
 
 def line(row: dict[str, Any], run: dict[str, Any]) -> str:
     """One case; a failed one has its message in place of numbers."""
-    start = f"{row['op']:18} {row['shape']:22} {row['dtype']:8} "
+    start = f"{row['op']:18} {row['shape']:25} {row['dtype']:8} "
     start += f"{run['isa']:11} {run['threads']:2d} "
     if "error" in row:
         return f"{start}{row['error']}"
     t = row["engines"]["tilewright"]
-    ratios = "".join(
-        f" {_ratio(row, name):>{width}}" for name, width in (("numpy", 7), ("torch", 7), ("f32", 6))
-    )
-    wrong = "".join(f"  {row[key]}" for key in ("numpy_error", "torch_error") if key in row)
-    return (
-        start
-        + f"{t['min'] * 1e3:9.4f} {t['median'] * 1e3:9.4f} {t['spread']:6.0%} {row['gflops']:8.1f} "
+    ratios = "".join(f" {_ratio(row, name):>7}" for name in _compared(run))
+    wrong = "".join(f"  {row[key]}" for key in row if key.endswith("_error"))
+    figures = (
+        f"{t['min'] * 1e3:9.4f} {t['median'] * 1e3:9.4f} {t['spread']:6.0%} {row['gflops']:8.1f} "
         f"{row['gbs']:7.1f} {row['roof']:6.0%} {row['bound']:5}{ratios}{wrong}"
     )
+    return start + figures
+
+
+def _threads(run: dict[str, Any]) -> str:
+    return f"{run['threads']} thread" + "s" * (run["threads"] > 1)
 
 
 def _ratio(row: dict[str, Any], engine: str) -> str:
@@ -88,11 +112,6 @@ def means(rows: Iterable[dict[str, Any]]) -> str:
         parts = (f"×{e} {geometric_mean(r):.2f} ({min(r):.2f})" for e, r in by_engine.items())
         lines.append(f"  {op:18} " + "  ".join(parts))
     return "\n".join(lines)
-
-
-def geometric_mean(values: list[float]) -> float:
-    """Of positive numbers."""
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def overhead(result: dict[str, Any]) -> str:
@@ -118,26 +137,25 @@ def markdown(results: dict[str, Any]) -> str:
     """The results as Markdown tables, every case."""
     lines = [_machine(results)]
     for run in results["runs"]:
-        threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
         lines += [
             "",
-            f"**{run['isa']}, {threads}** — "
+            f"**{run['isa']}, {_threads(run)}** — "
             + "; ".join(f"{n} {t}" for n, t in run["engines"].items()),
             "",
         ]
-        lines += [
-            "| op | shape | ms | GFLOP/s | GB/s | % of roof | × NumPy | × torch | × own f32 |"
-        ]
-        lines += ["|---|---|--:|--:|--:|---|--:|--:|--:|"]
-        lines += [_markdown_row(row) for row in run["rows"] if "error" not in row]
+        names = ["op", "shape", "ms", "GFLOP/s", "GB/s", "% of roof"]
+        names += [f"× {PEERS.get(name, 'own f32')}" for name in _compared(run)]
+        lines += ["| " + " | ".join(names) + " |"]
+        lines += ["|---|---|--:|--:|--:|---|" + "--:|" * len(_compared(run))]
+        lines += [_markdown_row(row, run) for row in run["rows"] if "error" not in row]
     return "\n".join(lines)
 
 
 def summary(results: dict[str, Any]) -> str:
     """One Markdown table: each op's ratios over its cases, a column for each run and peer."""
     runs = results["runs"]
-    peers = [(run, e) for run in runs for e in ("numpy", "torch") if e in run["engines"]]
-    names = [f"{r['isa']}, {r['threads']} T × {NAMES[e]}" for r, e in peers]
+    peers = [(run, e) for run in runs for e in PEERS if e in run["engines"]]
+    names = [f"{r['isa']}, {r['threads']} T × {PEERS[e]}" for r, e in peers]
     lines = [
         f"{_machine(results)} {_engines(runs[0])}. Geometric mean over the cases (worst); "
         "above 1 tilewright is faster.",
@@ -165,10 +183,10 @@ def _engines(run: dict[str, Any]) -> str:
     return "; ".join(f"{n} {t.split(',')[0]}" for n, t in run["engines"].items())
 
 
-def _markdown_row(row: dict[str, Any]) -> str:
+def _markdown_row(row: dict[str, Any], run: dict[str, Any]) -> str:
     cells = [row["op"], row["shape"], f"{row['engines']['tilewright']['min'] * 1e3:.3g}"]
     cells += [f"{row['gflops']:.0f}", f"{row['gbs']:.0f}", f"{row['roof']:.0%} {row['bound']}"]
-    cells += [_ratio(row, engine) for engine in ("numpy", "torch", "f32")]
+    cells += [_ratio(row, engine) for engine in _compared(run)]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -1,4 +1,4 @@
-"""Rows that the registry makes: an op has one without a line about it here or in cases.py.
+"""Rows that the registry makes: an op has one without a line about it here or beside.
 
 The arguments are those of one of the op's case strings, the answer is its float64 ``reference``,
 operations and bytes are its ``cost``. Which cases: what the op's own ``bench`` lists, else SHAPES,
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 import tilewright
-from tilewright.bench.case import Call, Case, Plan
+from tilewright.bench.case import Case, Plan
+from tilewright.bench.peers import Call, Peers
 from tilewright.registry import OPS, Op
 
-tw: Any = tilewright  # as in cases.py
+tw: Any = tilewright  # as in products.py
 
-# op -> name in the table, case. Those of ops with rows in cases.py show their options.
+# op -> name in the table, case. Those of ops with rows beside show their options.
 SHAPES: dict[str, dict[str, str]] = {
     "relu": {"512x3072": "512,3072"},
     "gelu_tanh": {"512x3072": "512,3072"},
@@ -49,7 +50,7 @@ QUICK: dict[str, dict[str, str]] = {
 }
 
 # torch, args, kwargs -> engine -> call; torch may be None
-Peers = Callable[[Any, tuple[Any, ...], dict[str, Any]], dict[str, Call]]
+Others = Callable[[Any, tuple[Any, ...], dict[str, Any]], dict[str, Call]]
 
 
 def plans(written: Collection[str], quick: bool = False) -> Iterator[Plan]:
@@ -68,11 +69,11 @@ def plans(written: Collection[str], quick: bool = False) -> Iterator[Plan]:
 def plan(op: Op, name: str, case: str) -> Plan:
     """One case of an op as a row of the table."""
 
-    def build(torch: Any) -> Case:
+    def build(peers: Peers) -> Case:
         args, kwargs = _arguments(op, case)
         calls: dict[str, Call] = {"tilewright": lambda: op(*args, **kwargs)}
         if op.name in PEERS:
-            calls |= PEERS[op.name](torch, args, kwargs)
+            calls |= PEERS[op.name](peers.torch, args, kwargs)
         assert op.cost is not None
         cost = op.cost(*args, **kwargs)
         integer = any(getattr(x, "dtype", None) == np.int8 for x in args)
@@ -119,14 +120,14 @@ def _wide(value: Any) -> Any:
     return value.astype(np.float64) if floats else value
 
 
-def _elementwise(torch_call: Callable[[Any, Any], Any], numpy_call: Any = None) -> Peers:
+def _elementwise(torch_call: Callable[[Any, Any], Any], numpy_call: Any = None) -> Others:
     def peers(torch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Call]:
         (x,) = args
         calls: dict[str, Call] = {}
         if numpy_call is not None:
             calls["numpy"] = lambda: numpy_call(x)
         if torch:
-            t = torch.from_numpy(x)
+            t = torch.from_numpy(np.ascontiguousarray(x))  # it takes no negative strides
             calls["torch"] = lambda: torch_call(torch.nn.functional, t)
         return calls
 
@@ -196,7 +197,7 @@ def _varlen(torch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     return {"torch": call}
 
 
-PEERS: dict[str, Peers] = {
+PEERS: dict[str, Others] = {
     "relu": _elementwise(lambda f, t: f.relu(t), lambda x: np.maximum(x, 0)),
     "gelu_tanh": _elementwise(lambda f, t: f.gelu(t, approximate="tanh")),
     "silu": _elementwise(lambda f, t: f.silu(t)),
