@@ -63,7 +63,7 @@ def test_quick_run_writes_every_op(tmp_path, capfd):
     for row in only["rows"]:
         assert 0 < row["engines"]["tilewright"]["min"] <= row["engines"]["tilewright"]["median"]
         assert row["gbs"] > 0
-        assert row["bound"] in ("fma", "int8", "L1", "L2", "L3", "DRAM")
+        assert row["bound"] in ("fma", "int8", "L1", "L2", "L3", "far", "DRAM")
         assert f"{row['op']:18} {row['shape']:25}" in printed
     assert only["overhead"]["calls"]["matmul 4x4"]["us"] > 0
 
@@ -202,7 +202,7 @@ def test_measured_roof_is_plausible():
     roof = roofline.measure(0.01)
     assert roof.fma > 1e8
     assert roof.int8 > 1e8
-    assert [level.name for level in roof.memory] == ["L1", "L2", "L3", "DRAM"]
+    assert [level.name for level in roof.memory] == ["L1", "L2", "L3", "far", "DRAM"]
     assert all(min(m.read, m.copy, m.streaming) > 1e6 for m in roof.memory)
     assert roof.units[-1] == (runtime.active_isa(), roof.fma, roof.bf16, roof.int8)
 

@@ -24,6 +24,7 @@ class Case:
     loose: tuple[
         str, ...
     ] = ()  # engines that answer another question (float32 beside int8): timed, not compared
+    tolerance: float | None = None  # of the answers, where the dtype's own does not fit
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,20 @@ import numpy as np
 # less. How exact each op must be is the tests' business (tests/tolerance.py).
 TOLERANCE = 1e-4
 TOLERANCES = {"bfloat16": 2.0**-7}  # of results of 8 bits
+BF16_GRADIENTS = 2.0**-5  # where engines round what lies between two products to 8 bits as well
 
 
 class WrongAnswer(Exception):
     """An engine's answer is not the float64 one."""
 
 
-def check(engine: str, got: Sequence[Any], want: Sequence[Any], dtype: str = "float32") -> None:
+def check(
+    engine: str,
+    got: Sequence[Any],
+    want: Sequence[Any],
+    dtype: str = "float32",
+    tolerance: float | None = None,
+) -> None:
     """Compare every array with the oracle's: integers exactly, floats against the largest element.
 
     Raises:
@@ -31,7 +38,7 @@ def check(engine: str, got: Sequence[Any], want: Sequence[Any], dtype: str = "fl
         if g.shape != w.shape:
             raise WrongAnswer(f"{engine}: output {number} has shape {g.shape}, expected {w.shape}")
         exact = np.issubdtype(w.dtype, np.integer)
-        share = TOLERANCES.get(dtype, TOLERANCE)
+        share = tolerance or TOLERANCES.get(dtype, TOLERANCE)
         allowed = 0.0 if exact else share * float(np.max(np.abs(w), initial=0.0))
         error = np.abs(np.subtract(g, w, dtype=np.float64))
         if not np.all(error <= allowed):  # so written that NaN fails

@@ -3,8 +3,9 @@
 - multiply-adds a second: independent chains of them on registers (csrc/simd/roofline.cc,
   roofline_dot.cc), products of tiles on matrix units (csrc/simd/roofline_amx.cc); `units` has those
   of every level up to the active one
-- bytes a second from L1, L2, L3 and memory: streaming reads, copies, and copies past the caches; a
-  copy counts both directions. The bandwidth of a level is the largest of the three
+- bytes a second from L1, L2, L3 (its near part, and all of it as "far") and memory: streaming
+  reads, copies, and copies past the caches; a copy counts both directions. The bandwidth of a
+  level is the largest of the three
 
 A call can't be faster than the larger of operations / peak and bytes / bandwidth of the cache that
 its data fits in.
@@ -23,6 +24,7 @@ from tilewright import _core, runtime
 from tilewright.runtime import get_num_threads
 
 SECONDS = 0.15  # of each loop, some thirty
+NEAR_L3 = 16  # times the L2: 32 MB a core, where that has 2
 TERM_PRODUCTS = 6  # of bfloat16 terms, for a float32 product (csrc/simd/gemm_split.cc)
 FALLBACK_CACHES = {"L1": 32 << 10, "L2": 1 << 20, "L3": 16 << 20}  # where the system does not tell
 
@@ -103,13 +105,18 @@ class Roofline(NamedTuple):
 
 
 def cache_sizes(threads: int) -> dict[str, int]:
-    """Bytes of L1 and L2 (over the threads' cores) and of the L3 that they share."""
+    """Bytes of L1 and L2 (over the threads' cores), and of the L3 that all cores share.
+
+    Large ones are cut in two, "L3" and "far": what a few cores, or a virtual machine, can count on
+    is a part of it, and the rest is much slower.
+    """
     sizes = dict(FALLBACK_CACHES)
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         level, kind, size = ((folder / f).read_text().strip() for f in ("level", "type", "size"))
         if f"L{level}" in sizes and kind != "Instruction" and size.endswith("K"):
             sizes[f"L{level}"] = int(size[:-1]) << 10
-    return {name: size * (1 if name == "L3" else threads) for name, size in sizes.items()}
+    l1, l2, l3 = sizes["L1"] * threads, sizes["L2"] * threads, sizes["L3"]
+    return {"L1": l1, "L2": l2, "L3": min(l3, NEAR_L3 * l2), "far": l3}
 
 
 def measure(seconds: float = SECONDS) -> Roofline:
@@ -125,11 +132,10 @@ def measure(seconds: float = SECONDS) -> Roofline:
             break
     _, fma, bf16, int8 = units[-1]
     levels = []
-    # Half a cache is filled: read and copied buffers beside whatever else lives there.
-    for name, size in (*caches.items(), ("DRAM", 0)):
-        working_set = size // 2 or min(4 * caches["L3"], 512 << 20)
-        rates = _bandwidths(working_set, threads, seconds)
-        levels.append(Level(name, size or float("inf"), *rates))
+    for name, size in {**caches, "DRAM": 4 * min(caches["far"], 128 << 20)}.items():
+        # Half a cache is filled: read and copied buffers beside whatever else lives there.
+        rates = _bandwidths(size if name == "DRAM" else size // 2, threads, seconds)
+        levels.append(Level(name, float("inf") if name == "DRAM" else size, *rates))
     return Roofline(fma, bf16, int8, tuple(levels), tuple(units))
 
 

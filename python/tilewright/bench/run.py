@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", nargs="+", type=int, default=sorted({1, all_threads}))
     p.add_argument("--rounds", type=int, default=20)
     p.add_argument(
-        "--budget", type=float, default=2.0, help="seconds a case, once it has five rounds"
+        "--budget", type=float, default=1.0, help="seconds a case, once it has five rounds"
     )
     p.add_argument("--quick", action="store_true", help="one tiny case of every op: a smoke test")
     p.add_argument("--full", action="store_true", help="every size; without it the usual ones")
@@ -196,7 +196,7 @@ def bench(
         if engine in case.loose:
             continue
         try:
-            oracle.check(engine, _arrays(call()), want, case.dtype)
+            oracle.check(engine, _arrays(call()), want, case.dtype, case.tolerance)
         except Exception as error:  # reported in the row; the other rows are still worth having
             key = "error" if engine == "tilewright" else f"{engine}_error"
             row[key] = f"{type(error).__name__}: {engine}: {error}"

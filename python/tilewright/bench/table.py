@@ -86,15 +86,15 @@ def line(row: dict[str, Any], run: dict[str, Any]) -> str:
     t = row["engines"]["tilewright"]
     ratios = "".join(f" {_ratio(row, name):>7}" for name in _compared(run))
     wrong = "".join(f"  {row[key]}" for key in row if key.endswith("_error"))
-    figures = (
+    figures: str = (
         f"{t['min'] * 1e3:9.4f} {t['median'] * 1e3:9.4f} {t['spread']:6.0%} {row['gflops']:8.1f} "
         f"{row['gbs']:7.1f} {row['roof']:6.0%} {row['bound']:5}{ratios}{wrong}"
     )
-    return start + figures
+    return f"{start}{figures}"
 
 
 def _threads(run: dict[str, Any]) -> str:
-    return f"{run['threads']} thread" + "s" * (run["threads"] > 1)
+    return f"{run['threads']} thread" + "s" * bool(run["threads"] > 1)
 
 
 def _ratio(row: dict[str, Any], engine: str) -> str:

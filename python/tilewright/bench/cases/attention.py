@@ -66,7 +66,8 @@ def attention(
         def want() -> list[Any]:
             return oracle.attention(q, k, v, causal, do if grad else None)
 
-        return Case(op, name, calls, want, cost, dtype)
+        rounded_within = oracle.BF16_GRADIENTS if grad and dtype == "bfloat16" else None
+        return Case(op, name, calls, want, cost, dtype, tolerance=rounded_within)
 
     op = "attention" + "+grad" * grad
     name = "x".join(map(str, shape)) + " causal" * causal + " bf16" * (dtype == "bfloat16")
