@@ -293,7 +293,7 @@ def a_row(target, ratios, shape="8", roof=0.5, traffic=0.1):
     return {
         "op": "matmul", "shape": shape, "dtype": "float32", "targets": [target], "ratios": ratios,
         "engines": {"tilewright": timing}, "gflops": 90.0, "gbs": 3.0, "roof": roof,
-        "roof_traffic": traffic, "bound": "fma",
+        "roof_traffic": traffic, "bound": "fma", "arithmetic": "float32",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from tilewright.bench.targets import OWN
+from tilewright.bench.targets import over_best_peer
 
 # Okabe & Ito's colours: told apart by everyone, and in grey.
 COLOURS = {"float32": "#0072B2", "bfloat16": "#D55E00", "int8": "#009E73"}
@@ -43,13 +43,13 @@ def draw(results: dict[str, Any], file: Path) -> None:
     figure, axis = plt.subplots(figsize=(9.5, 6.0), layout="constrained")
     rows = [row for row in run["rows"] if "error" not in row and row["gflops"] > 0]
     intensity = [row["gflops"] / row["gbs"] for row in rows] or [1.0]
-    left, right = min(intensity) / 2, max(intensity) * 3
+    left, right = min(intensity) / 6, max(intensity) * 3  # room for the names on the left
     axis.set(xscale="log", yscale="log", xlim=(left, right))
     _draw_roofs(axis, run["roofline"], left, right)
     for row in rows:
         _draw_case(axis, row)
-    lowest = min([row["gflops"] for row in rows] or [1.0])
-    axis.set_ylim(lowest / 3, max(axis.get_ylim()[1], lowest * 10))
+    lowest = min([row["gflops"] / max(1.0, over_best_peer(row) or 1.0) for row in rows] or [1.0])
+    axis.set_ylim(bottom=lowest / 2)
     axis.set_xlabel("operations for each byte that must move")
     axis.set_ylabel("GFLOP/s  (int8: GOP/s)")
     axis.spines[["top", "right"]].set_visible(False)
@@ -65,12 +65,12 @@ def _draw_roofs(axis: Any, roof: dict[str, Any], left: float, right: float) -> N
     levels = {dtype: roof.get(key, 0.0) for dtype, (key, _) in ROOFS.items()}
     top = max(levels.values())
     slopes = {name: m["gbs"] for name, m in roof.get("memory", {}).items()}
-    for name, gbs in slopes.items():
+    for gbs, names in _alike(slopes):
         ridge = top / gbs
         axis.plot([left, ridge], [left * gbs, top], color="0.65", lw=1, zorder=1)
         axis.annotate(
-            f"{name} {gbs:.0f} GB/s", (left, left * gbs), xytext=(4, 5),
-            textcoords="offset points", fontsize=8, color="0.35", rotation=0,
+            f"{', '.join(names)} {gbs:.0f} GB/s", (left, left * gbs), xytext=(4, 14),
+            textcoords="offset points", fontsize=8, color="0.35",
         )  # fmt: skip
     fastest = max(slopes.values(), default=top)
     for dtype, rate in levels.items():
@@ -83,14 +83,25 @@ def _draw_roofs(axis: Any, roof: dict[str, Any], left: float, right: float) -> N
     axis.set_ylim(top=top * 2)
 
 
+def _alike(slopes: dict[str, float]) -> list[tuple[float, list[str]]]:
+    """Bandwidths that a picture can tell apart, and whose they are."""
+    found: list[tuple[float, list[str]]] = []
+    for name, gbs in slopes.items():
+        if found and 0.8 < gbs / found[-1][0] < 1.25:
+            found[-1][1].append(name)
+        else:
+            found.append((gbs, [name]))
+    return found
+
+
 def _draw_case(axis: Any, row: dict[str, Any]) -> None:
     """Ours, and below or above it on a thin line the fastest peer."""
     x, ours = row["gflops"] / row["gbs"], row["gflops"]
-    colour = COLOURS["int8" if row["bound"] == "int8" else row["dtype"]]
+    colour = COLOURS[row["arithmetic"]]
     mark = next((m for m, (_, ops) in FAMILIES.items() if row["op"] in ops), REST[0])
-    peers = [ratio for engine, ratio in row["ratios"].items() if engine not in OWN]
-    if peers:
-        theirs = ours / min(peers)
+    ratio = over_best_peer(row)
+    if ratio:
+        theirs = ours / ratio
         axis.plot([x, x], [ours, theirs], color=colour, lw=0.7, alpha=0.6, zorder=2)
         axis.plot(x, theirs, mark, color=colour, mfc="white", ms=5, mew=0.9, zorder=3)
     axis.plot(x, ours, mark, color=colour, ms=6, mec="white", mew=0.4, zorder=4)

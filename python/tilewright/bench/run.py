@@ -214,7 +214,7 @@ def bench(
     dtype = "int8" if case.integer else case.dtype
     limit, bound = roof.limit(case.cost.flops, case.cost.bytes, dtype)
     row["gflops"], row["gbs"] = case.cost.flops / best / 1e9, case.cost.bytes / best / 1e9
-    row["roof"], row["bound"] = limit / best, bound
+    row["roof"], row["bound"], row["arithmetic"] = limit / best, bound, dtype
     row["roof_traffic"] = roof.traffic(case.cost.bytes)[0] / best
     row["ratios"] = {n: t.min / best for n, t in timings.items() if n != "tilewright"}
     return row
