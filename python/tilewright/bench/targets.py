@@ -73,7 +73,10 @@ BF16 = "bf16 products, M >= 128"
 BF16_ROOF = "bf16 1024 and 2048, share of roof"
 INT8_RAW = "int8 raw, M >= 128"
 INT8_DYNAMIC = "int8 dynamic with bias, M >= 128"
-FEW_ROWS = "M = 1 and 8"
+FEW_ROWS = {
+    kind: f"M = 1 and 8, {kind}"
+    for kind in ("bf16", "int8", "int4", "float32 latency", "float32 variant")
+}
 FEW_ROWS_BANDWIDTH = "M = 1 and 8 over 4 MB, share of bandwidth"
 FEW_ROWS_DEFAULT = "M = 1 and 8, default float32's speed"
 ATTENTION = {"float32": "attention float32", "bfloat16": "attention bf16"}
@@ -88,7 +91,7 @@ TARGETS = {
     BF16_ROOF: Target((0.45, 0.45), share_of_roof, None),
     INT8_RAW: Target((1.7, 1.7)),
     INT8_DYNAMIC: Target((2.0, 2.0)),
-    FEW_ROWS: Target((1.0, 1.0)),
+    **{name: Target((1.0, 1.0)) for name in FEW_ROWS.values()},
     FEW_ROWS_BANDWIDTH: Target((0.85, 0.85), share_of_bandwidth, None),
     FEW_ROWS_DEFAULT: Target((0.5, 0.5), speed_of_default, None),
     ATTENTION["float32"]: Target((1.8, 1.8)),

@@ -139,7 +139,7 @@ def linear(
     name = f"{m}x{k}x{n}{' bf16' * (dtype == 'bfloat16')}"
     held: tuple[str, ...] = ()
     if dtype == "bfloat16":
-        held = (targets.BF16,) if m >= 128 else few_rows_targets(m, SIZES[dtype] * k * n)
+        held = (targets.BF16,) if m >= 128 else few_rows_targets(m, SIZES[dtype] * k * n, "bf16")
     return Plan(op, name, build, held, full)
 
 
@@ -162,15 +162,15 @@ def linear_few(m: int, k: int, n: int, how: str, *, full: bool = False) -> Plan:
         return Case("linear", name, calls, lambda: _linear_answer(x, w, bias, False), _cost(x, w))
 
     name = f"{m}x{k}x{n} {how}"
-    held = (*few_rows_targets(m, 4.0 * k * n), targets.FEW_ROWS_DEFAULT)
+    held = (*few_rows_targets(m, 4.0 * k * n, f"float32 {how}"), targets.FEW_ROWS_DEFAULT)
     return Plan("linear", name, build, held, full)
 
 
-def few_rows_targets(m: int, weight_bytes: float) -> tuple[str, ...]:
+def few_rows_targets(m: int, weight_bytes: float, kind: str) -> tuple[str, ...]:
     """What products with 1 and 8 rows are held to."""
     if m not in (1, 8):
         return ()
-    return (targets.FEW_ROWS,) + (targets.FEW_ROWS_BANDWIDTH,) * (weight_bytes > LARGE_WEIGHT)
+    return (targets.FEW_ROWS[kind],) + (targets.FEW_ROWS_BANDWIDTH,) * (weight_bytes > LARGE_WEIGHT)
 
 
 def _layer(m: int, k: int, n: int, dtype: str) -> list[Any]:

@@ -44,7 +44,7 @@ def int8_matmul(m: int, k: int, n: int, *, packed: bool = False, full: bool = Fa
         return Case("int8_matmul", name, calls, want, cost, "int8", integer=True, loose=("f32",))
 
     name = f"{m}x{k}x{n}" + " packed" * packed
-    held = (targets.INT8_RAW,) if m >= 128 else few_rows_targets(m, k * n)
+    held = (targets.INT8_RAW,) if m >= 128 else few_rows_targets(m, k * n, "int8")
     return Plan("int8_matmul", name, build, held, full)
 
 
@@ -94,7 +94,7 @@ def qmatmul(m: int, k: int, n: int, *, full: bool = False) -> Plan:
         return Case("qmatmul", name, calls, want, cost, integer=True, loose=loose)
 
     name = f"{m}x{k}x{n} dynamic"
-    held = (targets.INT8_DYNAMIC,) if m >= 128 else few_rows_targets(m, k * n)
+    held = (targets.INT8_DYNAMIC,) if m >= 128 else few_rows_targets(m, k * n, "int8")
     return Plan("qmatmul", name, build, held, full)
 
 
@@ -136,7 +136,9 @@ def weight_only(m: int, k: int, n: int, bits: int, *, full: bool = False) -> Pla
         return Case("weight_only", name, calls, want, cost, loose=("f32",))
 
     name = f"{m}x{k}x{n} int{bits}"
-    return Plan("weight_only", name, build, few_rows_targets(m, k * n * bits / 8), full)
+    return Plan(
+        "weight_only", name, build, few_rows_targets(m, k * n * bits / 8, f"int{bits}"), full
+    )
 
 
 def _torch_weight_only(torch: Any, x: Any, integers: Any, scale: Any, bits: int) -> Call:
