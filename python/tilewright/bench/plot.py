@@ -8,6 +8,7 @@ Waterman & Patterson, "Roofline", 2009). Filled marks are ours, hollow ones the 
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,10 @@ def _draw_roofs(axis: Any, roof: dict[str, Any], left: float, right: float) -> N
     for gbs, names in _alike(slopes):
         ridge = top / gbs
         axis.plot([left, ridge], [left * gbs, top], color="0.65", lw=1, zorder=1)
-        axis.annotate(
-            f"{', '.join(names)} {gbs:.0f} GB/s", (left, left * gbs), xytext=(4, 14),
-            textcoords="offset points", fontsize=8, color="0.35",
+        axis.text(
+            1.15 * left, 1.3 * left * gbs, f"{', '.join(names)} {gbs:.0f} GB/s", fontsize=8,
+            color="0.35", rotation=math.degrees(math.atan(gbs)), rotation_mode="anchor",
+            transform_rotates_text=True,
         )  # fmt: skip
     fastest = max(slopes.values(), default=top)
     for dtype, rate in levels.items():
