@@ -1,11 +1,14 @@
 """One training step of a GPT: tilewright against torch eager.
 
     python bench/train_vs_torch.py --model demo nanogpt --threads 1 2 --json train.json
+    python bench/train_vs_torch.py --model nanogpt --bf16
 
 Both start from the same weights and see the same batches of real text (the standard library's own
 source). Step times are interleaved: each step is done by one engine, then by the other, in turns,
 each after the other's threads have gone to sleep. The torch model is plain eager code with
-F.scaled_dot_product_attention and fused AdamW; --unfused takes torch's default AdamW.
+F.scaled_dot_product_attention and fused AdamW; --unfused takes torch's default AdamW. With --bf16
+torch runs under its bfloat16 autocast, and we cast at the same places: products and attention are
+bfloat16, weights, their gradients, norms, the residual stream and the loss float32.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import numpy as np
 import tilewright as tw
 from tilewright.bench import engines, measure
 from tilewright.bench.peers import Peers
+from tilewright.nn.attention import self_attention
 from tilewright.training import batches, corpus
 
 MODELS = {
@@ -44,6 +48,9 @@ def main(argv=None) -> int:
     parser.add_argument("--isa", nargs="+", default=[tw.isas()[-1].name])
     parser.add_argument("--steps", type=int, help="instead of the model's own number")
     parser.add_argument("--unfused", action="store_true", help="torch's default AdamW")
+    parser.add_argument(
+        "--bf16", action="store_true", help="torch's autocast, and the same of ours"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -72,6 +79,7 @@ def run_child(options, model, isa, threads):
         command += ["--threads", str(threads), "--isa", isa]
         command += ["--steps", str(options.steps)] if options.steps else []
         command += ["--unfused"] if options.unfused else []
+        command += ["--bf16"] if options.bf16 else []
         env = engines.child_environment(isa, threads, os.environ)
         env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         subprocess.run(command, env=env, check=True)
@@ -91,8 +99,8 @@ def train(options):
     ours = tw.models.GPT(config, seed=1)
     weights = {name: np.array(p.data) for name, p in ours.named_parameters()}
     step = {
-        "tilewright": our_step(ours),
-        "torch": torch_step(torch, config, weights, fused=not options.unfused),
+        "tilewright": our_step(ours, options.bf16),
+        "torch": torch_step(torch, config, weights, not options.unfused, options.bf16),
     }
     data = batches.Batches(
         corpus.join(corpus.standard_library()), context=config.context, batch=batch, seed=1
@@ -110,7 +118,7 @@ def train(options):
             if index >= WARM_UP:
                 seconds[engine].append(taken)
     return {
-        "model": options.model[0],
+        "model": options.model[0] + ", bf16" * options.bf16,
         "isa": options.isa[0],
         "threads": options.threads[0],
         "parameters": sum(w.size for w in weights.values()),
@@ -121,12 +129,12 @@ def train(options):
     }
 
 
-def our_step(model):
+def our_step(model, bf16):
     optimizer = tw.optim.AdamW(model.parameters(), **ADAMW)
 
     def step(ids, targets):
         optimizer.zero_grad()
-        loss = model.loss(ids, targets)
+        loss = bf16_loss(model, ids, targets) if bf16 else model.loss(ids, targets)
         loss.backward()
         optimizer.step()
         return float(loss.data)
@@ -134,16 +142,35 @@ def our_step(model):
     return step
 
 
-def torch_step(torch, config, weights, fused):
+def bf16_loss(model, ids, targets):
+    """The model's loss with bfloat16 products."""
+
+    def linear(layer, x, activation=None):
+        weight = layer.weight.to("bfloat16")
+        return tw.matmul(x.to("bfloat16"), weight.T, bias=layer.bias, activation=activation)
+
+    x = model.token(ids)
+    s = model.position.weight[: ids.shape[1]].broadcast_to(*x.shape)
+    for block in model.blocks:
+        h, s = block.ln1(x, residual=s)
+        h = self_attention(linear(block.qkv, h), block.heads, causal=True)
+        h, s = block.ln2(linear(block.proj, h).to("float32"), residual=s)
+        x = linear(block.down, linear(block.up, h, "gelu_tanh")).to("float32")
+    h = model.ln(x, residual=s)[0].to("bfloat16")
+    return tw.cross_entropy(tw.matmul(h, model.token.weight.to("bfloat16").T), targets)
+
+
+def torch_step(torch, config, weights, fused, bf16):
     """The same model in plain torch, over the same parameter names."""
     p = {name: torch.nn.Parameter(torch.from_numpy(w.copy())) for name, w in weights.items()}
     optimizer = torch.optim.AdamW(p.values(), fused=fused, **ADAMW)
 
     def step(ids, targets):
         optimizer.zero_grad(set_to_none=True)
-        logits = torch_logits(torch, p, config, torch.from_numpy(ids))
-        flat = torch.from_numpy(targets).reshape(-1)
-        loss = torch.nn.functional.cross_entropy(logits.reshape(len(flat), -1), flat)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = torch_logits(torch, p, config, torch.from_numpy(ids))
+            flat = torch.from_numpy(targets).reshape(-1)
+            loss = torch.nn.functional.cross_entropy(logits.reshape(len(flat), -1), flat)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -181,14 +208,14 @@ def report(result) -> str:
     lines = [
         f"\n{result['model']}: {result['parameters']:,} parameters, "
         f"{result['tokens']} tokens a step, {result['isa']}, threads {result['threads']}",
-        *(f"  {name:11}{text}" for name, text in result["engines"].items()),
-        f"  step ms     tilewright {ours['min'] * 1e3:.1f} (median {ours['median'] * 1e3:.1f})   "
+        *(f"  {name:13}{text}" for name, text in result["engines"].items()),
+        f"  step ms       tilewright {ours['min'] * 1e3:.1f} (median {ours['median'] * 1e3:.1f})   "
         f"torch {theirs['min'] * 1e3:.1f} (median {theirs['median'] * 1e3:.1f})   "
         f"×torch {best:.2f} (medians {median:.2f})",
-        "  step        " + " ".join(f"{i:8d}" for i in shown),
+        "  step          " + " ".join(f"{i:8d}" for i in shown),
     ]
     lines += [
-        f"  {engine:11} " + " ".join(f"{curve[i]:8.4f}" for i in shown)
+        f"  {engine:13} " + " ".join(f"{curve[i]:8.4f}" for i in shown)
         for engine, curve in zip(ENGINES, curves, strict=True)
     ]
     gap = np.abs(curves[0] - curves[1])
