@@ -48,10 +48,12 @@ bool is_main_thread() {
 }
 
 struct Region;
+class Pool;
 
 // What a thread knows about the call that it is in.
 struct Caller {
   const Region* region = nullptr;  // of the pool, a task of which it runs
+  Pool* held = nullptr;            // by CloseRegions
   double unseen = 0;               // ns of work, estimated, since it last looked at the clock
   Clock::time_point polled{};      // or when it first looked at the clock in this call
 };
@@ -69,8 +71,10 @@ bool is_interrupted(Clock::time_point now) {
   polled = now;
   const auto poll = g_poll.load();
   const Region* region = std::exchange(t_caller.region, nullptr);  // a handler's calls are its own
+  Pool* const held = std::exchange(t_caller.held, nullptr);
   const bool stop = poll && poll() != 0;
   t_caller.region = region;
+  t_caller.held = held;
   return stop;
 }
 
@@ -126,10 +130,14 @@ struct Region {
 // short regions never wait for a sleeping thread.
 class Pool {
  public:
-  // How many threads could take part; 0, and nothing done, when another thread's region holds the
-  // pool.
-  int try_run(Region& region, int threads) {
-    if (busy_.exchange(true)) return 0;
+  bool try_hold() { return !busy_.exchange(true); }
+  void let_go() { busy_.store(false, std::memory_order_release); }
+  // Workers spin from one region to the next, whatever they have learnt.
+  void keep_awake(bool on) { awake_.store(on, std::memory_order_relaxed); }
+  bool asleep() const { return workers_.empty() || sleepers_.load(std::memory_order_relaxed) > 0; }
+
+  // How many threads could take part. The caller holds the pool.
+  int run(Region& region, int threads) {
     const int helpers = start_workers(threads - 1);
     region_ = &region;
     left_.store(0, std::memory_order_relaxed);
@@ -156,7 +164,6 @@ class Pool {
         std::this_thread::yield();
       }
     }
-    busy_.store(false, std::memory_order_release);
     return helpers + 1;
   }
 
@@ -227,7 +234,7 @@ class Pool {
     const auto idle_since = Clock::now();
     const auto spin = spin_.load(std::memory_order_relaxed);
     uint64_t ticket;
-    while (Clock::now() < idle_since + spin) {
+    while (awake_.load(std::memory_order_relaxed) || Clock::now() < idle_since + spin) {
       for (int i = 0; i < 32; ++i) {
         if ((ticket = ticket_.load(std::memory_order_acquire)) != seen) return ticket;
         pause_cpu();
@@ -253,6 +260,7 @@ class Pool {
   std::atomic<int> left_{0};         // workers that took one and are done
   std::atomic<int> sleepers_{0};
   std::atomic<bool> busy_{false};
+  std::atomic<bool> awake_{false};
   std::atomic<Clock::time_point> posted_{Clock::time_point{}};  // when the last region began
   const Micros max_spin_{std::clamp(env::get_int("TILEWRIGHT_SPIN_US", 20), 0L, 100'000L)};
   std::atomic<Micros> spin_{max_spin_};
@@ -318,15 +326,38 @@ void poll_after(double ns) {
   if (may_poll() && is_interrupted(Clock::now())) throw Interrupted{};
 }
 
+CloseRegions::CloseRegions() : pool_(nullptr) {
+  if (t_caller.region || t_caller.held || num_threads() == 1) return;
+  Pool& workers = pool();
+  if (!workers.try_hold()) return;
+  workers.keep_awake(true);
+  pool_ = t_caller.held = &workers;
+}
+
+CloseRegions::~CloseRegions() {
+  if (!pool_) return;
+  t_caller.held->keep_awake(false);
+  std::exchange(t_caller.held, nullptr)->let_go();
+}
+
 namespace detail {
+
+// 20 us is ten times the cost of waking a worker that spins or has just parked. One that is known to
+// spin comes in 0.2 us.
+double worth_sharing() {
+  constexpr double kAwake = 4e3, kParked = 20e3;
+  return t_caller.held && !t_caller.held->asleep() ? kAwake : kParked;
+}
 
 void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context) {
   Region region{tasks, call, context, call_options()};
   const int threads = int(std::min<int64_t>(tasks, num_threads()));
   const bool alone = threads == 1 || t_caller.region;
-  const int came = alone ? 0 : pool().try_run(region, threads);
-  if (came > 0) {
-    Trace::region(tasks, came);
+  Pool* const held = t_caller.held;
+  Pool* const workers = alone ? nullptr : held ? held : &pool();
+  if (workers && (held || workers->try_hold())) {
+    Trace::region(tasks, workers->run(region, threads));
+    if (!held) workers->let_go();
   } else {
     if (!alone) Trace::fallback("one thread: another thread's call held the pool");
     Trace::region(tasks, 1);

@@ -26,17 +26,31 @@ void begin_call();
 // been given up: throws Interrupted.
 void poll_after(double ns);
 
+// Regions of this thread follow each other closely while one of these lives: workers that come to the
+// first stay awake between them, spinning, and the pool is this thread's. Where another thread holds
+// it, everything is as it would be without.
+class CloseRegions {
+ public:
+  CloseRegions();
+  ~CloseRegions();
+  CloseRegions(const CloseRegions&) = delete;
+  CloseRegions& operator=(const CloseRegions&) = delete;
+
+ private:
+  void* pool_;
+};
+
 namespace detail {
 void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context);
-}
+double worth_sharing();  // work from which a region is for more than one thread
+}  // namespace detail
 
 // body(i) for i in [0, tasks). `work` is an estimate of the whole region in cheap operations (about
 // one per ns of one core): a small region stays on the calling thread.
 template <class Body>
 void parallel_for(int64_t tasks, double work, const Body& body) {
-  constexpr double kWorthWaking = 20e3;  // 20 us: ten times the cost of waking a spinning worker
   if (tasks <= 0) return;
-  if (work < kWorthWaking) {
+  if (work < detail::worth_sharing()) {
     for (int64_t i = 0; i < tasks; ++i) body(i);
     return poll_after(work + 1e3);  // a call may be a great many of these
   }
