@@ -23,6 +23,7 @@ REPLACE = {
     ),
     r"__all__: list\[str\] = \[.*?\]\n": "",
     r" -> list:": " -> list[typing.Any]:",
+    r": list([,)])": r": list[typing.Any]\1",
     r" -> tuple:": " -> tuple[typing.Any, ...]:",
     r" -> dict:": " -> dict[str, typing.Any]:",
     r"def (matmul|empty|empty_like|result_dtype)\([a-z_0-9, *]*\):": (

@@ -38,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
 def pages() -> dict[str, str]:
     """Return path → Markdown."""
     knobs = ("options", "set_options", "set_matmul_precision", "set_num_threads", "get_num_threads")
-    knobs += ("set_isa", "isas", "pack", "explain", "stats", "memory_stats", "trim")
+    knobs += ("set_isa", "isas", "pack", "compile", "explain", "stats", "memory_stats", "trim")
     knobs += ("get_include", "get_cmake_dir")
     arrays = ("tensor", "Tensor", "concatenate", "stack", "split", "where", "no_grad")
     arrays += ("manual_seed", "save", "load", "load_metadata", "QuantizedArray", "KVCache")

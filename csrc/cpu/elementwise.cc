@@ -53,6 +53,27 @@ void activation_backward(const ActivationBackward& op, const KernelTable& table)
   });
 }
 
+void sum(const Sum& op, const KernelTable& table) {
+  View a = op.a, b = op.b, out = op.out;
+  View* const views[] = {&out, &a, &b};
+  merge_axes(views, op.b ? 3 : 2);
+  const Rows as(a, table.element, true), bs(op.b ? b : a, table.element, true);
+  const Rows outs(out, table.element, true);
+  const Tiling tiles(outs.count(), outs.C(), kElements);
+  parallel_for(tiles.count(), 0.3 * double(op.a.size()), [&](int64_t i) {
+    const Block block = tiles[i];
+    const Scratch a_room(as.room(block.rows, block.columns));
+    const Scratch b_room(bs.room(block.rows, block.columns));
+    const Scratch out_room(outs.room(block.rows, block.columns));
+    const FloatRows to = outs.open(block, out_room.as<float>());
+    const float* const left = as.read(block, a_room.as<float>()).data;
+    const float* const right = op.b ? bs.read(block, b_room.as<float>()).data : nullptr;
+    const int64_t count = block.rows * block.columns;
+    for (int64_t e = 0; e < count; ++e) to.data[e] = right ? left[e] + right[e] : left[e];
+    outs.close(block, to);
+  });
+}
+
 void sum_rows(const Rows& x, float* out, const KernelTable& table) {
   const int64_t rows = x.count(), C = x.C();
   const int64_t blocks = rows > kSumRows ? (rows + kSumRows - 1) / kSumRows : 1;

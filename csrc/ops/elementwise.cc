@@ -88,4 +88,21 @@ void run(const SumRows& op) {
   out.close(all, sums);
 }
 
+void run(const Sum& op) {
+  const Check check{"sum"};
+  check.dtype("a", op.a, kFloats);
+  check.output("out", op.out, kFloats);
+  check.same_shape("out", op.out, op.a, "a");
+  check.no_overlap("out", op.out, "a", op.a, true);
+  if (op.b) {
+    check.dtype("b", op.b, kFloats);
+    check.same_shape("b", op.b, op.a, "a");
+    check.no_overlap("out", op.out, "b", op.b, true);
+  }
+  if (op.a.size() == 0) return;
+  const KernelTable& table = kernels();
+  const Trace trace("sum", table.isa, [&] { return format_shape(op.a); });
+  sum(op, table);
+}
+
 }  // namespace tilewright

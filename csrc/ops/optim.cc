@@ -1,6 +1,8 @@
 // Optimizer steps: the argument rules.
 #include "cpu/optim.h"
 
+#include <cmath>
+
 #include "core/check.h"
 #include "core/device.h"
 #include "core/dtype.h"
@@ -120,6 +122,16 @@ double run(const SumSquares& op) {
     if (on_gpu(op.tensors)) return cuda::sum_squares(op);
   }
   return sum_squares(op, table);
+}
+
+void run(const ClipNorm& op) {
+  const Check check{"clip_grad_norm_"};
+  check.output("norm", op.norm, {DType::f64});
+  check.shape("norm", op.norm, {}, "for one number");
+  const double norm = std::sqrt(run(SumSquares{op.tensors}));
+  *op.norm.ptr<double>() = norm;
+  const double scale = op.max_norm / (norm + 1e-6);
+  if (!(scale >= 1.0)) run(ScaleTensors{op.tensors, scale});
 }
 
 }  // namespace tilewright

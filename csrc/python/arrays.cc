@@ -13,6 +13,7 @@
 #include "core/recycle.h"
 #include "python/gpu/arrays.h"
 #include "python/module.h"
+#include "python/program.h"
 
 namespace tilewright::python {
 namespace {
@@ -118,6 +119,7 @@ View to_view(PyObject* object) {
     view.note = Py_TYPE(object)->tp_name;
     return view;
   }
+  if (RecordedProgram* r = recording()) r->hold(object);
   const auto array = reinterpret_cast<PyArrayObject*>(object);
   view.data = PyArray_DATA(array);
   view.writable = PyArray_ISWRITEABLE(array);
@@ -164,9 +166,15 @@ class RecyclingScope {
 // make(), with recycled memory if the array is large.
 template <class Make>
 PyObject* allocate(size_t bytes, const Make& make) {
-  if (!recycle::takes(bytes)) return make();
-  const RecyclingScope scope;
-  return PyErr_Occurred() ? nullptr : make();
+  PyObject* array = nullptr;
+  if (!recycle::takes(bytes)) {
+    array = make();
+  } else {
+    const RecyclingScope scope;
+    array = PyErr_Occurred() ? nullptr : make();
+  }
+  if (RecordedProgram* r = recording()) r->made(array);
+  return array;
 }
 
 // empty(shape, dtype)

@@ -1,6 +1,7 @@
 #include "python/context.h"
 #include "python/kvcache.h"
 #include "python/module.h"
+#include "python/program.h"
 #include "tilewright/ops.h"
 
 namespace py = pybind11;
@@ -20,8 +21,10 @@ void forward(const View& q, const py::object& k, const View& v, const View& mask
   const std::optional<KVSnapshot> cache = load_keys(k.ptr(), op.k);
   op.cache = cache ? &*cache : nullptr;
   op.latency = latency;
+  if (cache && recording()) record_cached(k, op);
   const KernelCall context;
-  run(op);
+  if (cache) return run(op);
+  call(op);
 }
 
 void backward(const View& q, const View& k, const View& v, const View& mask, const View& kv_lengths,
@@ -29,21 +32,21 @@ void backward(const View& q, const View& k, const View& v, const View& mask, con
               const View& dlse, const View& dq, const View& dk, const View& dv, int64_t left,
               int64_t right, float softcap, const View& alibi_slopes, double dropout_p,
               uint64_t seed, bool latency) {
-  run(AttentionBackward{{q,
-                         k,
-                         v,
-                         mask,
-                         kv_lengths,
-                         {causal, scale, left, right, softcap, alibi_slopes, dropout_p, seed},
-                         out,
-                         lse,
-                         nullptr,
-                         latency},
-                        dout,
-                        dlse,
-                        dq,
-                        dk,
-                        dv});
+  call(AttentionBackward{{q,
+                          k,
+                          v,
+                          mask,
+                          kv_lengths,
+                          {causal, scale, left, right, softcap, alibi_slopes, dropout_p, seed},
+                          out,
+                          lse,
+                          nullptr,
+                          latency},
+                         dout,
+                         dlse,
+                         dq,
+                         dk,
+                         dv});
 }
 
 void varlen_forward(const View& q, const View& k, const View& v, const View& cu_seqlens_q,
@@ -51,16 +54,16 @@ void varlen_forward(const View& q, const View& k, const View& v, const View& cu_
                     const View& lse, int64_t left, int64_t right, float softcap,
                     const View& alibi_slopes, double dropout_p, uint64_t seed, int64_t max_seqlen_q,
                     int64_t max_seqlen_k) {
-  run(AttentionVarlen{q,
-                      k,
-                      v,
-                      cu_seqlens_q,
-                      cu_seqlens_k,
-                      max_seqlen_q,
-                      max_seqlen_k,
-                      {causal, scale, left, right, softcap, alibi_slopes, dropout_p, seed},
-                      out,
-                      lse});
+  call(AttentionVarlen{q,
+                       k,
+                       v,
+                       cu_seqlens_q,
+                       cu_seqlens_k,
+                       max_seqlen_q,
+                       max_seqlen_k,
+                       {causal, scale, left, right, softcap, alibi_slopes, dropout_p, seed},
+                       out,
+                       lse});
 }
 
 void varlen_backward(const View& q, const View& k, const View& v, const View& cu_seqlens_q,
@@ -69,7 +72,8 @@ void varlen_backward(const View& q, const View& k, const View& v, const View& cu
                      const View& dk, const View& dv, int64_t left, int64_t right, float softcap,
                      const View& alibi_slopes, double dropout_p, uint64_t seed,
                      int64_t max_seqlen_q, int64_t max_seqlen_k) {
-  run(AttentionVarlenBackward{{q,
+  call(
+      AttentionVarlenBackward{{q,
                                k,
                                v,
                                cu_seqlens_q,

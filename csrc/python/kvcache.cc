@@ -12,12 +12,15 @@
 #include "core/dtype.h"
 #include "python/context.h"
 #include "python/module.h"
+#include "python/program.h"
 #include "tilewright/ops.h"
 
 namespace py = pybind11;
 
 namespace tilewright::python {
 namespace {
+
+constexpr const char* kChanged = "KVCache.append: another thread has changed the layer meanwhile";
 
 // The lock of an object in builds of Python without a GIL; nothing in others.
 class Locked {
@@ -60,6 +63,25 @@ KVCache make(int64_t layers, int64_t batch, int64_t heads_kv, int64_t head_dim, 
   return KVCache(shape);
 }
 
+// While a program runs, which it does without the GIL.
+std::function<void(const View&, const View&)> replayed_append(const py::object& self,
+                                                              int64_t layer) {
+  return [self, layer](const View& k, const View& v) {
+    auto& cache = self.cast<KVCache&>();
+    KVCache::Append append;
+    {
+      const py::gil_scoped_acquire gil;
+      const Locked lock(self);
+      check_operands(KVAppend{&cache, layer, k, v});
+      append = cache.plan(layer, k.shape[2], k.device);
+    }
+    cache.fill(append, k, v);
+    const py::gil_scoped_acquire gil;
+    const Locked lock(self);
+    if (!cache.commit(append)) throw std::runtime_error(kChanged);
+  };
+}
+
 void append(const py::object& self, int64_t layer, const View& k, const View& v) {
   auto& cache = self.cast<KVCache&>();
   KVCache::Append append;
@@ -73,8 +95,9 @@ void append(const py::object& self, int64_t layer, const View& k, const View& v)
     cache.fill(append, k, v);
   }
   const Locked lock(self);
-  if (!cache.commit(append)) {
-    throw std::runtime_error("KVCache.append: another thread has changed the layer meanwhile");
+  if (!cache.commit(append)) throw std::runtime_error(kChanged);
+  if (RecordedProgram* r = recording()) {
+    r->program.add(CachedAppend{k, v, replayed_append(self, layer), self.ptr(), layer});
   }
 }
 
@@ -108,6 +131,18 @@ std::optional<KVSnapshot> load_keys(PyObject* k, View& view) {
   if (!is_array(k) && py::isinstance<KVLayer>(k)) return py::cast<const KVLayer&>(k).snapshot();
   view = to_view(k);
   return std::nullopt;
+}
+
+void record_cached(const py::object& k, const Attention& op) {
+  const KVLayer layer = py::cast<const KVLayer&>(k);
+  CachedAttention made{op,
+                       [layer] {
+                         const py::gil_scoped_acquire gil;
+                         return layer.snapshot();
+                       },
+                       layer.cache.ptr(), layer.index};
+  made.op.cache = nullptr;
+  recording()->program.add(made);
 }
 
 void register_kvcache(py::module_& m) {

@@ -7,6 +7,7 @@
 #include "python/context.h"
 #include "python/module.h"
 #include "python/product.h"
+#include "python/program.h"
 
 namespace py = pybind11;
 
@@ -39,7 +40,7 @@ PyObject* matmul_unchecked(PyObject* const* args) {
   op.out = to_view(out.ptr());
   {
     const KernelCall scope;
-    run(op);
+    call(op);
   }
   return out.release().ptr();
 }

@@ -34,6 +34,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   python::register_kvcache(m);
   python::register_attention(m);
   python::register_optim(m);
+  python::register_program(m);
   python::register_roofline(m);
   if constexpr (kHasGpu) python::register_gpu(m);
 }

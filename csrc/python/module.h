@@ -10,6 +10,7 @@ void register_dlpack(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_matmul(pybind11::module_& m);
 void register_rowops(pybind11::module_& m);
+void register_program(pybind11::module_& m);
 void register_qgemm(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
 void register_kvcache(pybind11::module_& m);

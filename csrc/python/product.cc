@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "python/program.h"
 
 namespace py = pybind11;
 
@@ -13,6 +14,7 @@ namespace tilewright::python {
 void load_right(PyObject* b, View& view, const PackedMatrix*& packed) {
   if (!is_array(b) && py::isinstance<PackedMatrix>(b)) {
     packed = py::cast<const PackedMatrix*>(b);
+    if (RecordedProgram* r = recording()) r->hold(b);
   } else {
     view = to_view(b);
   }

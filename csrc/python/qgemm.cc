@@ -8,6 +8,7 @@
 #include "python/context.h"
 #include "python/module.h"
 #include "python/product.h"
+#include "python/program.h"
 #include "tilewright/pack.h"
 
 namespace py = pybind11;
@@ -17,12 +18,12 @@ namespace {
 
 void quantize(const View& x, int axis, const View& data, const View& scale, const View& offset,
               int bits, int64_t group, int along) {
-  run(Quantize{x, axis, data, scale, offset, bits, group, along});
+  call(Quantize{x, axis, data, scale, offset, bits, group, along});
 }
 
 void dequantize(const View& data, const View& scale, const View& offset, int axis, const View& out,
                 int bits, int64_t group, int along) {
-  run(Dequantize{data, scale, offset, axis, out, bits, group, along});
+  call(Dequantize{data, scale, offset, axis, out, bits, group, along});
 }
 
 // `out`, or a fresh array for the product that `op` describes.
@@ -42,13 +43,14 @@ py::object int8_matmul(const View& a, const py::object& b, const py::object& out
   const py::object y = output_of(op, out, DType::s32);
   op.out = to_view(y.ptr());
   const KernelCall scope;
-  run(op);
+  call(op);
   return y;
 }
 
 // qb: a PackedMatrix, or (data, scale, offset, bits, K, group).
 void load_weights(const py::object& qb, QuantizedView& view, const PackedMatrix*& packed) {
   if (!py::isinstance<py::tuple>(qb)) {
+    if (RecordedProgram* r = recording()) r->hold(qb.ptr());
     packed = py::cast<const PackedMatrix*>(qb);
     return;
   }
@@ -81,7 +83,7 @@ py::object qmatmul(const View& a, const View& scale_a, const View& offset_a, con
   }
   op.out = to_view(y.ptr());
   const KernelCall scope;
-  run(op);
+  call(op);
   return y;
 }
 

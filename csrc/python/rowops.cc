@@ -3,6 +3,7 @@
 #include "python/arrays.h"
 #include "python/context.h"
 #include "python/module.h"
+#include "python/program.h"
 #include "tilewright/ops.h"
 
 namespace py = pybind11;
@@ -25,50 +26,54 @@ Activation activation_of(const std::string& kind) {
 }
 
 void activation_forward(const View& x, const View& y, const std::string& kind) {
-  run(ActivationForward{x, y, activation_of(kind)});
+  call(ActivationForward{x, y, activation_of(kind)});
 }
 
 void activation_backward(const View& x, const View& dy, const View& dx, const std::string& kind) {
-  run(ActivationBackward{x, dy, dx, activation_of(kind)});
+  call(ActivationBackward{x, dy, dx, activation_of(kind)});
 }
 
 void sum_rows(const View& x, const View& out) {
-  run(SumRows{x, out});
+  call(SumRows{x, out});
+}
+
+void sum(const View& a, const View& b, const View& out) {
+  call(Sum{a, b, out});
 }
 
 void layernorm_forward(const View& x, const View& gamma, const View& beta, const View& residual,
                        float eps, const View& y, const View& s, const View& mean,
                        const View& rstd) {
-  run(LayernormForward{x, gamma, beta, residual, eps, y, s, mean, rstd});
+  call(LayernormForward{x, gamma, beta, residual, eps, y, s, mean, rstd});
 }
 
 void layernorm_backward(const View& s, const View& gamma, const View& mean, const View& rstd,
                         const View& dy, const View& ds, const View& dx, const View& dgamma,
                         const View& dbeta) {
-  run(LayernormBackward{s, gamma, mean, rstd, dy, ds, dx, dgamma, dbeta});
+  call(LayernormBackward{s, gamma, mean, rstd, dy, ds, dx, dgamma, dbeta});
 }
 
 void rmsnorm_forward(const View& x, const View& gamma, const View& residual, float eps,
                      const View& y, const View& s, const View& rstd) {
-  run(LayernormForward{x, gamma, View{}, residual, eps, y, s, View{}, rstd, false});
+  call(LayernormForward{x, gamma, View{}, residual, eps, y, s, View{}, rstd, false});
 }
 
 void rmsnorm_backward(const View& s, const View& gamma, const View& rstd, const View& dy,
                       const View& ds, const View& dx, const View& dgamma) {
-  run(LayernormBackward{s, gamma, View{}, rstd, dy, ds, dx, dgamma, View{}});
+  call(LayernormBackward{s, gamma, View{}, rstd, dy, ds, dx, dgamma, View{}});
 }
 
 void softmax_forward(const View& x, const View& y, bool log) {
-  run(SoftmaxForward{x, y, log});
+  call(SoftmaxForward{x, y, log});
 }
 
 void softmax_backward(const View& y, const View& dy, const View& dx, bool log) {
-  run(SoftmaxBackward{y, dy, dx, log});
+  call(SoftmaxBackward{y, dy, dx, log});
 }
 
 void rope(const View& x, const View& cos, const View& sin, bool interleaved, bool inverse,
           const View& y) {
-  run(Rope{x, cos, sin, interleaved, inverse, y});
+  call(Rope{x, cos, sin, interleaved, inverse, y});
 }
 
 Reduction reduction_of(const char* op, const std::string& reduction) {
@@ -80,38 +85,38 @@ Reduction reduction_of(const char* op, const std::string& reduction) {
 }
 
 void mse_forward(const View& x, const View& y, const std::string& reduction, const View& loss) {
-  run(MseForward{x, y, reduction_of("mse", reduction), loss});
+  call(MseForward{x, y, reduction_of("mse", reduction), loss});
 }
 
 void mse_backward(const View& x, const View& y, const View& dloss, float scale, const View& dx) {
-  run(MseBackward{x, y, dloss, scale, dx});
+  call(MseBackward{x, y, dloss, scale, dx});
 }
 
 void dropout(const View& x, double p, uint64_t seed, const View& y) {
-  run(Dropout{x, p, seed, y});
+  call(Dropout{x, p, seed, y});
 }
 
 void embedding_forward(const View& ids, const View& table, const View& y) {
-  run(EmbeddingForward{ids, table, y});
+  call(EmbeddingForward{ids, table, y});
 }
 
 void embedding_backward(const View& ids, const View& dy, const View& dtable) {
-  run(EmbeddingBackward{ids, dy, dtable});
+  call(EmbeddingBackward{ids, dy, dtable});
 }
 
 void cross_entropy_forward(const View& logits, const View& target, const View& weight,
                            float label_smoothing, int64_t ignore_index,
                            const std::string& reduction, const View& loss, const View& lse,
                            const View& scale) {
-  run(CrossEntropyForward{logits, target, ignore_index, reduction_of("cross_entropy", reduction),
-                          loss, lse, weight, label_smoothing, scale});
+  call(CrossEntropyForward{logits, target, ignore_index, reduction_of("cross_entropy", reduction),
+                           loss, lse, weight, label_smoothing, scale});
 }
 
 void cross_entropy_backward(const View& logits, const View& target, const View& weight,
                             float label_smoothing, int64_t ignore_index, const View& lse,
                             const View& dloss, const View& scale, const View& dlogits) {
-  run(CrossEntropyBackward{logits, target, lse, dloss, scale, ignore_index, dlogits, weight,
-                           label_smoothing});
+  call(CrossEntropyBackward{logits, target, lse, dloss, scale, ignore_index, dlogits, weight,
+                            label_smoothing});
 }
 
 }  // namespace
@@ -122,6 +127,7 @@ void register_rowops(py::module_& m) {
   m.def("activation_backward", &activation_backward, py::arg("x"), py::arg("dy"), py::arg("dx"),
         py::arg("kind"), Release());
   m.def("sum_rows", &sum_rows, py::arg("x"), py::arg("out"), Release());
+  m.def("sum", &sum, py::arg("a"), py::arg("b"), py::arg("out"), Release());
   m.def("layernorm_forward", &layernorm_forward, py::arg("x"), py::arg("gamma"), py::arg("beta"),
         py::arg("residual"), py::arg("eps"), py::arg("y"), py::arg("s"), py::arg("mean"),
         py::arg("rstd"), Release());

@@ -42,6 +42,7 @@ from tilewright.ops import (
     tanh,
 )
 from tilewright.packed import pack
+from tilewright.program import compile
 from tilewright.quantized import QuantizedArray
 from tilewright.random import manual_seed
 from tilewright.runtime import (
@@ -70,6 +71,7 @@ __all__ = [
     "UnsupportedError",
     "attention",
     "attention_varlen",
+    "compile",
     "concatenate",
     "cross_entropy",
     "dequantize",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tilewright import _core, recording
 from tilewright.device import Device, as_array, device_of, running_on
 from tilewright.errors import DeviceError, ShapeError
 from tilewright.interop import PLAIN, Exported, array_over, importer_of, is_foreign
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tilewright.registry import Op
 
 _state = threading.local()
+_ONES: dict[Any, Any] = {}  # read-only, by shape and dtype: the gradients of single numbers
 _ARRAYS = np.ndarray, np.generic  # NumPy gives a scalar where every operand has no axes
 
 
@@ -260,6 +262,8 @@ def apply(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     positional = [arrays.read(a, name) for a, name in zip(args, op.params, strict=False)]
     named = {name: arrays.read(v, name) for name, v in kwargs.items()}
     arrays.check()
+    if (noted := recording.current()) is not None:
+        _note(noted, op, arrays, inputs)
     ctx = Context(frozenset(recorded), arrays.device) if recorded else NO_TAPE
     if out is not None:
         op.check_out(named.get("out"), positional, named)
@@ -290,6 +294,19 @@ def apply(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return tuple(outputs) if many else outputs[0]
 
 
+def _note(noted: recording.Recording, op: Op, arrays: _Arrays, inputs: dict[str, Any]) -> None:
+    """Tell a recording what an op is called with, or refuse it."""
+    if arrays.device is not None:
+        recording.refuse(f"{op.name} on {arrays.device.name}", "arrays must be the CPU's")
+    if op.__module__ == "tilewright.arithmetic" and not op.views:
+        recording.refuse(
+            f"{op.name}, which NumPy computes,", "call one of tilewright's ops, or do it outside"
+        )
+    for value in inputs.values():
+        if type(value) is Tensor and value._node is None:
+            noted.reads(value)
+
+
 def _mark_written(out: Any) -> None:
     for value in out if type(out) is tuple else (out,):
         if type(value) is Tensor:
@@ -314,7 +331,7 @@ def backward(root: Tensor, gradient: Any = None) -> None:
                 f"backward: pass gradient= for a tensor of shape {root.data.shape}; "
                 "only a single number has the gradient 1"
             )
-        gradient = np.ones_like(root.data)
+        gradient = _one(root.data)
     gradient = as_array(unwrap(gradient))
     if gradient.shape != root.data.shape:
         raise ShapeError(
@@ -346,9 +363,9 @@ def backward(root: Tensor, gradient: Any = None) -> None:
                 if not alone:
                     borrowed.add(edge)
             elif edge not in borrowed:
-                slots[index] += grad
+                slots[index] = _sum(slots[index], grad, in_place=True)
             else:
-                slots[index] = slots[index] + grad
+                slots[index] = _sum(slots[index], grad, in_place=False)
                 borrowed.discard(edge)
 
 
@@ -364,10 +381,42 @@ def _is_alone(grad: Any, others: list[Any]) -> bool:
 
 def _add_to_leaf(leaf: Tensor, grad: Any, alone: bool) -> None:
     """Add to ``leaf.grad``, which shares memory with no other array: its owner may write to it."""
+    noted = recording.current()
+    if noted is not None:
+        noted.gradient(leaf)
     if leaf.grad is not None:
-        leaf.grad += grad
+        leaf.grad = _sum(leaf.grad, grad, in_place=True)
+    elif alone:
+        leaf.grad = as_array(grad)
+    elif noted is None:
+        leaf.grad = as_array(grad).copy()
     else:
-        leaf.grad = as_array(grad) if alone else as_array(grad).copy()
+        leaf.grad = _core.empty_like(grad)
+        _core.sum(grad, None, leaf.grad)
+
+
+def _sum(a: Any, b: Any, in_place: bool) -> Any:
+    """Add two gradients: NumPy does, or a kernel that gives the same bits and can be recorded."""
+    if recording.current() is None:
+        if not in_place:
+            return a + b
+        a += b
+        return a
+    out = a if in_place else _core.empty_like(a)
+    _core.sum(a, b, out)
+    return out
+
+
+def _one(like: Any) -> Any:
+    """The gradient of a single number: 1, of its shape."""
+    if device_of(like) is not None:
+        return np.ones_like(like)
+    key = like.shape, like.dtype
+    if key not in _ONES:
+        made = np.ones(*key)
+        made.flags.writeable = False
+        _ONES[key] = made
+    return _ONES[key]
 
 
 def _reverse_topological(root: Node) -> list[Node]:

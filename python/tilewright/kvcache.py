@@ -11,6 +11,7 @@ from tilewright import _core
 from tilewright.autograd import unwrap
 from tilewright.device import device_of, running_on
 from tilewright.errors import ShapeError
+from tilewright.recording import Recording, current, refuse
 
 
 class CacheLayer:
@@ -95,8 +96,17 @@ class KVCache:
                 nothing is appended. DtypeError. DeviceError: k is not where the tokens before are.
         """
         k, v = unwrap(k, "KVCache.append: k"), unwrap(v, "KVCache.append: v")
+        if (noted := current()) is not None:
+            self._note(noted, k)
         with running_on(device_of(k), "KVCache.append"):
             self._core.append(layer, k, v)
+
+    def _note(self, noted: Recording, k: Any) -> None:
+        """Tell a recording how many tokens there are before it appends."""
+        if device_of(k) is not None:
+            refuse("a KVCache on a device", "arrays must be the CPU's")
+        if not any(core is self._core for core, _ in noted.caches):
+            noted.caches.append((self._core, self.lengths.tolist()))
 
     def layer(self, index: int) -> CacheLayer:
         """One layer, to pass to ``attention`` as k."""
@@ -121,6 +131,7 @@ class KVCache:
 
         n may be more than a sequence has. ``truncate(0)`` empties the cache.
         """
+        refuse("KVCache.truncate", "call it outside of the step")
         keep = np.asarray(unwrap(n))
         integers = keep.dtype.kind in "iu" or keep.size == 0  # NumPy makes floats of []
         if not integers or keep.shape not in ((), (self.batch,)):
@@ -143,6 +154,7 @@ class KVCache:
         Args:
             i: a sequence, or some: any order, also repeated. By default all.
         """
+        refuse("KVCache.fork", "call it outside of the step")
         chosen = range(self.batch) if i is None else np.atleast_1d(np.asarray(unwrap(i))).tolist()
         for b in chosen:
             if type(b) is not int or not 0 <= b < self.batch:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import DtypeError, ShapeError
+from tilewright.recording import current, refuse
 
 _lock = threading.Lock()
 _state = {"seed": -1, "draws": 0}  # a negative seed: none was given yet
@@ -35,6 +36,7 @@ def get_state() -> dict[str, int]:
 
 def set_state(state: dict[str, int]) -> None:
     """Continue where ``get_state`` was called."""
+    refuse("setting the random state", "do it outside of the step")
     seed, draws = int(state["seed"]), int(state["draws"])
     if not (0 <= seed < 2**64 and 0 <= draws < 2**64):
         raise ValueError(f"random: seed and draws must be in [0, 2**64), got {state}")
@@ -44,6 +46,11 @@ def set_state(state: dict[str, int]) -> None:
 
 def generator() -> Any:
     """A numpy.random.Generator of its own for one draw."""
+    refuse("a random draw of NumPy's", "draw outside of the step and pass the numbers")
+    return _next()
+
+
+def _next() -> Any:
     with _lock:
         _seed_once()
         key = (_state["seed"], _state["draws"])
@@ -58,7 +65,10 @@ def keyed(seed: int, draw: int = 0) -> Any:
 
 def fresh_seed() -> int:
     """One draw of the state, as a seed of ``tw.dropout`` and its kin."""
-    return int(generator().integers(2**64, dtype=np.uint64))
+    seed = int(_next().integers(2**64, dtype=np.uint64))
+    if (noted := current()) is not None:
+        noted.drew(seed)
+    return seed
 
 
 def checked(op: str, seed: Any) -> int:

@@ -18,6 +18,7 @@ import tilewright
 from tilewright.device import as_array, device_of, is_device_name, moved, named, running_on
 from tilewright.errors import DtypeError
 from tilewright.interop import capsule_of
+from tilewright.recording import current, refuse
 
 if TYPE_CHECKING:
     from tilewright.autograd import Node, Tensor
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 # Rules and ops are made from Tensor, so that they can't be imported here: they are looked up when
 # they are called. Any, because they are made by a decorator that mypy can't see through.
 _tw: Any = tilewright
+
+
+_READ = "return the Tensor from the step and read it outside"
 
 
 class Operators:
@@ -92,10 +96,12 @@ class Operators:
         return self._host()
 
     def _host(self) -> Any:
+        refuse("reading a value", _READ)
         device = device_of(self.data)
         return self.data if device is None else device.get(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        refuse("reading a value", _READ)
         if dtype is not None and np.dtype(dtype) != self.data.dtype:
             if copy is False:
                 raise ValueError(f"a Tensor of {self.data.dtype} can't be {dtype} without a copy")
@@ -114,15 +120,19 @@ class Operators:
 
     def item(self) -> Any:
         """The only element, as a Python number."""
+        refuse("reading a value", _READ)
         return self.data.item()
 
     def __bool__(self) -> bool:
+        refuse("reading a value", _READ)
         return bool(self.data)
 
     def __float__(self) -> float:
+        refuse("reading a value", _READ)
         return float(self.data)
 
     def __int__(self) -> int:
+        refuse("reading a value", _READ)
         return int(self.data)
 
     def detach(self) -> Tensor:
@@ -140,12 +150,15 @@ class Operators:
     def mark_written(self) -> None:
         """Note that ``data`` was written in place: the tape and packed weights rely on it."""
         self._writes[0] += 1
+        if (noted := current()) is not None:
+            noted.writes(self)  # type: ignore[arg-type]
 
     @property
     def _version(self) -> int:
         return self._writes[0]
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        refuse("writing in place", "use an op with out=, or do it outside of the step")
         on_tape = self.requires_grad or getattr(value, "requires_grad", False)
         if on_tape and _tw.autograd.grad_enabled():
             raise RuntimeError(

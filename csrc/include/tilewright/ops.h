@@ -54,6 +54,14 @@ struct SumRows {
 };
 void run(const SumRows& op);
 
+// out = a + b, or a copy of a, rounded once; out may be a or b itself.
+struct Sum {
+  View a;    // (...) T, any strides
+  View b;    // like a, T, optional
+  View out;  // like a, T
+};
+void run(const Sum& op);
+
 // s = x + residual in s's dtype; y = (s - mean) / sqrt(var + eps) * gamma + beta over the last
 // axis. Not centred, it is rmsnorm: y = s / sqrt(sum(s^2) / C + eps) * gamma.
 struct LayernormForward {
@@ -314,6 +322,15 @@ struct SumSquares {
   ViewList tensors;  // T
 };
 double run(const SumSquares& op);
+
+// norm = sqrt of the sum of all squares; where max_norm / (norm + 1e-6) is below 1 or NaN, every
+// element times that, in place.
+struct ClipNorm {
+  ViewList tensors;  // T
+  double max_norm;
+  View norm;  // () float64
+};
+void run(const ClipNorm& op);
 
 // out = softmax(t) v, t = scale * q k^T, then softcap * tanh(t / softcap), then ALiBi, then mask. Row
 // i of a sequence of n keys stands at i + n - Tq (bottom-right), which causal, window and ALiBi count

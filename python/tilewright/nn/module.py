@@ -11,6 +11,7 @@ import tilewright
 from tilewright.autograd import Tensor, unwrap
 from tilewright.device import as_array, device_of, is_device_name, moved, named
 from tilewright.errors import DtypeError, FormatError, ShapeError
+from tilewright.recording import current
 from tilewright.tensor import is_float, tensor
 
 # The ops by name; Any, because a decorator makes them that mypy can't see through.
@@ -49,6 +50,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (noted := current()) is not None:
+            noted.enters(self)
         return self.forward(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:

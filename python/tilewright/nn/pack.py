@@ -7,6 +7,7 @@ from typing import Any
 from tilewright import _core
 from tilewright.autograd import Tensor, grad_enabled
 from tilewright.device import device_of
+from tilewright.recording import current
 from tilewright.runtime import active_isa
 
 
@@ -32,6 +33,8 @@ class TransposedWeight:
         if training or grad_enabled() or device_of(weight.data):  # no kernel there wants a pack
             return weight.T
         made_for = (weight._version, active_isa(), prefer)
+        if (noted := current()) is not None:
+            noted.reads(weight, weight._version)
         kept = self._kept
         if kept is None or kept[0] != made_for or not _same_memory(weight.data, kept[1]):
             # The array is kept with its pack: its address stays its own.

@@ -55,31 +55,16 @@ class Adam(Optimizer):
     def _slots(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("m", "v", "largest") if options["amsgrad"] else ("m", "v")
 
-    def _update(
-        self,
-        options: dict[str, Any],
-        params: list[Any],
-        grads: list[Any],
-        state: dict[str, list[Any]],
-        step: int,
-        fresh: bool,
-    ) -> None:
-        beta1, beta2 = options["betas"]
-        _core.adam_step(
-            params,
-            grads,
-            state["m"],
-            state["v"],
-            state.get("largest", []),
-            options["lr"],
-            beta1,
-            beta2,
-            options["eps"],
-            options["weight_decay"],
-            step,
-            options["decoupled_weight_decay"],
-            sign(options),
-        )
+    def _lists(self) -> tuple[str, ...]:
+        return "m", "v", "largest"
+
+    def _numbers(self, options: dict[str, Any], step: int, fresh: bool) -> list[float]:
+        names = "lr", "eps", "weight_decay", "decoupled_weight_decay"
+        lr, eps, decay, decoupled = (options[name] for name in names)
+        return [lr, *options["betas"], eps, decay, step, decoupled, sign(options)]
+
+    def _update(self, *arguments: Any) -> None:
+        _core.adam_step(*arguments)
 
 
 class AdamW(Adam):

@@ -11,6 +11,7 @@ import numpy as np
 from tilewright import _core
 from tilewright.autograd import Tensor
 from tilewright.device import Device, device_of, running_on
+from tilewright.recording import Recording, current, refuse
 
 
 def clip_grad_norm_(
@@ -29,12 +30,16 @@ def clip_grad_norm_(
 
     Returns:
         The norm before; where it is not finite, so are the gradients after. This waits for the
-        device of gradients that are on one.
+        device of gradients that are on one. In a step of ``tw.compile`` it is an array without
+        axes, to be returned by the step and read outside.
 
     Raises:
         RuntimeError: the norm is not finite, and ``error_if_nonfinite``.
     """
     grads = _gradients(parameters)
+    if (noted := current()) is not None:
+        options = (max_norm, norm_type, error_if_nonfinite)
+        return _recorded(noted, parameters, grads, *options)  # type: ignore[no-any-return]
     norm = _norm(grads, float(norm_type))
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(f"clip_grad_norm_: the {norm_type}-norm of the gradients is {norm}")
@@ -50,9 +55,31 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     """Bring every element of every gradient into [-clip_value, clip_value]; NaN stays NaN."""
     if not clip_value >= 0.0:
         raise ValueError(f"clip_grad_value_: clip_value must be at least 0, got {clip_value}")
+    refuse("clip_grad_value_", "call it outside of the step, or use clip_grad_norm_")
     for grad in _gradients(parameters):
         limit = grad.dtype.type(clip_value)
         np.minimum(np.maximum(grad, -limit, out=grad), limit, out=grad)
+
+
+def _recorded(
+    noted: Recording,
+    parameters: Tensor | Iterable[Tensor],
+    grads: list[Any],
+    max_norm: float,
+    norm_type: float,
+    error_if_nonfinite: bool,
+) -> Any:
+    """clip_grad_norm_ as one kernel call, whose norm is an array that Python need not read."""
+    if norm_type != 2.0 or error_if_nonfinite or set(_by_device(grads)) - {None}:
+        refuse(
+            "clip_grad_norm_ with another norm than 2, error_if_nonfinite or arrays of a device",
+            "call it outside of the step",
+        )
+    for p in [parameters] if isinstance(parameters, Tensor) else parameters:
+        noted.gradient(p)
+    norm = _core.empty((), np.float64)
+    _core.clip_norm(grads, max_norm, norm)
+    return norm
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tilewright.errors import FormatError
 from tilewright.optim.optimizer import INITIAL_LR, Optimizer
+from tilewright.recording import refuse
 
 
 class LRScheduler:
@@ -54,6 +55,7 @@ class LRScheduler:
 
     def step(self) -> None:
         """Set the optimizer's rates for its next step."""
+        refuse("a schedule's step", "call it outside of the step")
         self.last_epoch += 1
         self._set()
 
@@ -476,6 +478,7 @@ class ReduceLROnPlateau:
 
     def step(self, metrics: Any) -> None:
         """Take the number of this step, and reduce the rates if it is time to."""
+        refuse("a schedule's step", "call it outside of the step")
         value = float(metrics)
         self.last_epoch += 1
         if self._improves(value):

@@ -10,6 +10,8 @@ import numpy as np
 from tilewright.autograd import Tensor
 from tilewright.device import Device, as_array, device_of, moved, running_on
 from tilewright.errors import FormatError, ShapeError
+from tilewright.program import Stale
+from tilewright.recording import Recording, current, refuse
 
 _SIZE = "size"  # of a group: saved in place of its parameters
 INITIAL_LR = "initial_lr"  # of a group: the rate that schedules start from
@@ -51,19 +53,19 @@ class Optimizer:
         """Names of the state arrays that a parameter has under these options."""
         raise NotImplementedError
 
-    def _update(
-        self,
-        options: dict[str, Any],
-        params: list[Any],
-        grads: list[Any],
-        state: dict[str, list[Any]],
-        step: int,
-        fresh: bool,
-    ) -> None:
-        """Update arrays that all take their step number ``step``, counted from 1.
+    def _update(self, *arguments: Any) -> None:
+        """Call the kernel: params, grads, the state's arrays by ``_lists``, then ``_numbers``."""
+        raise NotImplementedError
 
-        ``fresh`` says that some of their state is all zeros, because this is its first step.
+    def _numbers(self, options: dict[str, Any], step: int, fresh: bool) -> list[float]:
+        """The kernel's numbers for step number ``step``, counted from 1.
+
+        ``fresh`` says that some of the state is all zeros, because this is its first step.
         """
+        raise NotImplementedError
+
+    def _lists(self) -> tuple[str, ...]:
+        """Names of the state arrays that the kernel takes, in its order."""
         raise NotImplementedError
 
     def _refuse(self, option: str, rule: str, got: Any) -> None:
@@ -138,17 +140,53 @@ class Optimizer:
                     alike.setdefault((step, fresh, device), []).append(p)
             for (step, fresh, device), params in alike.items():
                 states = [self.state[p] for p in params]
-                slots = {slot: [s[slot] for s in states] for slot in self._slots(group)}
+                used = self._slots(group)
+                lists = [[s[n] for s in states] if n in used else [] for n in self._lists()]
                 data, grads = [p.data for p in params], [p.grad for p in params]
+                noted = current()
+                if noted is not None:
+                    for p in params:
+                        noted.reads(p)
+                        noted.gradient(p)
                 with running_on(device, type(self).__name__):
-                    self._update(group, data, grads, slots, step, fresh)
+                    self._update(data, grads, *lists, *self._numbers(group, step, fresh))
+                if noted is not None:
+                    self._note(noted, group, params)
                 for p, state in zip(params, states, strict=True):
                     state["step"] = step
                     p.mark_written()
 
+    def _note(self, noted: Recording, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Tell a recording how the call of the kernel that was just made goes on."""
+        states = [self.state[p] for p in params]
+        used = self._slots(group)
+        arrays = [[state[slot] for slot in used] for state in states]
+
+        def numbers() -> list[float]:
+            step = states[0]["step"]
+            for state, known in zip(states, arrays, strict=True):
+                same = all(state[slot] is array for slot, array in zip(used, known, strict=True))
+                if state["step"] != step or not same:
+                    raise Stale
+            if self._slots(group) != used:
+                raise Stale
+            return self._numbers(group, step + 1, step == 0)
+
+        def count() -> None:
+            for state in states:
+                state["step"] += 1
+
+        noted.varies(numbers)
+        noted.does(count)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or fill them with zeros."""
+        noted = current()
+        if not set_to_none:
+            refuse("filling gradients with zeros", "use zero_grad(set_to_none=True)")
         for p in self.params:
+            if noted is not None:
+                noted.gradient(p, replaced=True)
             if set_to_none:
                 p.grad = None
             elif p.grad is not None:

@@ -59,25 +59,12 @@ class RMSprop(Optimizer):
         mean = ("mean",) if options["centered"] else ()
         return ("square", *mean, "velocity") if options["momentum"] else ("square", *mean)
 
-    def _update(
-        self,
-        options: dict[str, Any],
-        params: list[Any],
-        grads: list[Any],
-        state: dict[str, list[Any]],
-        step: int,
-        fresh: bool,
-    ) -> None:
-        _core.rmsprop_step(
-            params,
-            grads,
-            state["square"],
-            state.get("mean", []),
-            state.get("velocity", []),
-            options["lr"],
-            options["alpha"],
-            options["eps"],
-            options["weight_decay"],
-            options["momentum"],
-            sign(options),
-        )
+    def _lists(self) -> tuple[str, ...]:
+        return "square", "mean", "velocity"
+
+    def _numbers(self, options: dict[str, Any], step: int, fresh: bool) -> list[float]:
+        names = "lr", "alpha", "eps", "weight_decay", "momentum"
+        return [*(options[name] for name in names), sign(options)]
+
+    def _update(self, *arguments: Any) -> None:
+        _core.rmsprop_step(*arguments)

@@ -51,23 +51,13 @@ class SGD(Optimizer):
     def _slots(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("velocity",) if options["momentum"] else ()
 
-    def _update(
-        self,
-        options: dict[str, Any],
-        params: list[Any],
-        grads: list[Any],
-        state: dict[str, list[Any]],
-        step: int,
-        fresh: bool,
-    ) -> None:
-        _core.sgd_step(
-            params,
-            grads,
-            state.get("velocity", []),
-            options["lr"],
-            options["momentum"],
-            options["weight_decay"],
-            options["nesterov"],
-            0.0 if fresh else options["dampening"],
-            sign(options),
-        )
+    def _lists(self) -> tuple[str, ...]:
+        return ("velocity",)
+
+    def _numbers(self, options: dict[str, Any], step: int, fresh: bool) -> list[float]:
+        lr, momentum, decay = (options[name] for name in ("lr", "momentum", "weight_decay"))
+        dampening = 0.0 if fresh else options["dampening"]
+        return [lr, momentum, decay, options["nesterov"], dampening, sign(options)]
+
+    def _update(self, *arguments: Any) -> None:
+        _core.sgd_step(*arguments)

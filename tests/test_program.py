@@ -1,0 +1,612 @@
+"""tw.compile: a replay has the bits of the step it was recorded from, or is refused."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+import harness
+import tilewright as tw
+from tilewright.autograd import Tensor
+from tilewright.registry import OPS
+
+f32 = np.float32
+
+
+def counts():
+    """(recordings, recordings again, replays) so far."""
+    calls = tw.stats().calls.get("program", {})
+    kinds = ("record", "record again", "replay")
+    return np.array(
+        [sum(n for k, n in calls.items() if k.partition("@")[0] == kind) for kind in kinds]
+    )
+
+
+class Classifier:
+    """The MLP 64-128-10 and its training step, twice alike for one seed."""
+
+    def __init__(self, optimizer=tw.optim.Adam, **options):
+        tw.manual_seed(5)
+        self.model = tw.nn.Sequential(
+            tw.nn.Linear(64, 128), tw.nn.ReLU(), tw.nn.Linear(128, 10)
+        ).train()
+        self.optimizer = optimizer(list(self.model.parameters()), **{"lr": 1e-2, **options})
+
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        loss = tw.cross_entropy(self.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def state(self):
+        own = [(p.data, p.grad) for p in self.model.parameters()]
+        saved = self.optimizer.state_dict()
+        return [np.array(a) for pair in own for a in pair] + [saved[k] for k in sorted(saved)]
+
+
+def batch(i, rows=64):
+    rng = np.random.default_rng(i)
+    return rng.standard_normal((rows, 64), f32), rng.integers(0, 10, rows)
+
+
+def same(a, b):
+    return all(harness.same_bits(x, y) for x, y in zip(a, b, strict=True))
+
+
+# Same bits --------------------------------------------------------------------------------------
+
+
+OPTIMIZERS = [
+    (tw.optim.Adam, {}),
+    (tw.optim.Adam, {"amsgrad": True, "weight_decay": 0.1, "maximize": True}),
+    (tw.optim.AdamW, {"weight_decay": 0.1}),
+    (tw.optim.SGD, {}),
+    (tw.optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
+    (tw.optim.RMSprop, {"centered": True, "momentum": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
+def test_training(kind, options, threads):
+    """Loss, parameters, gradients and optimizer state, while rates change and threads differ."""
+    eager, compiled = Classifier(kind, **options), Classifier(kind, **options)
+    step = tw.compile(compiled.step)
+    for i in range(40):
+        threads(1 + i % 3)
+        eager.optimizer.lr = compiled.optimizer.lr = 1e-2 / (1 + i)
+        assert harness.same_bits(eager.step(*batch(i)).data, step(*batch(i)).data), i
+        assert same(eager.state(), compiled.state()), i
+    versions = [[p._version for p in c.model.parameters()] for c in (eager, compiled)]
+    assert versions[0] == versions[1]
+
+
+def test_every_isa_level(isa):
+    eager, compiled = Classifier(), Classifier()
+    step = tw.compile(compiled.step)
+    for i in range(5):
+        assert harness.same_bits(eager.step(*batch(i)).data, step(*batch(i)).data), (isa, i)
+    assert same(eager.state(), compiled.state())
+
+
+RECORDABLE = [  # quantize returns a QuantizedArray, and others take one
+    p for p in harness.typed_cases() if p.values[0] not in ("quantize", "dequantize", "qmatmul")
+]
+DIFFERENTIABLE = [
+    p for p in harness.typed_cases(differentiable=True) if p.values[2] in (f32, np.dtype(f32))
+]
+
+
+@pytest.mark.parametrize(("name", "case", "dtype"), RECORDABLE)
+def test_every_op(name, case, dtype):
+    """Forward, of new inputs too."""
+    op = OPS[name]
+    arguments = harness.inputs(name, case, dtype)
+    step = tw.compile(lambda **given: op(**given))
+    want = harness.as_tuple(op(**arguments))
+    for _ in range(4):
+        got = harness.as_tuple(step(**{n: copied(v) for n, v in arguments.items()}))
+        assert all(harness.same_bits(a, b) for a, b in zip(got, want, strict=True))
+    changed = {
+        n: v[::-1].copy() if harness.is_float(v) and v.ndim and v.flags.c_contiguous else v
+        for n, v in arguments.items()
+    }
+    want, got = harness.as_tuple(op(**changed)), harness.as_tuple(step(**changed))
+    assert all(harness.same_bits(a, b) for a, b in zip(got, want, strict=True))
+
+
+def copied(value):
+    return value.copy("K") if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize(("name", "case", "dtype"), DIFFERENTIABLE)
+def test_every_backward_pass(name, case, dtype):
+    """Gradients of parameters that stay where they are and change in place."""
+    op = OPS[name]
+    arguments = harness.inputs(name, case, dtype)
+    leaves = {
+        n: tw.tensor(v, requires_grad=True)
+        for n, v in arguments.items()
+        if n in op.grads and harness.is_float(v)
+    }
+    outs = harness.as_tuple(op(**{**arguments, **leaves}))
+    rng = np.random.default_rng(0)
+    douts = [rng.standard_normal(out.shape, f32).astype(out.dtype) for out in outs]
+
+    def step():
+        for leaf in leaves.values():
+            leaf.grad = None
+        outs = harness.as_tuple(op(**{**arguments, **leaves}))
+        for out, dout in zip(outs[:1], douts, strict=False):
+            out.backward(dout)
+
+    def gradients():
+        return [None if t.grad is None else t.grad.copy() for t in leaves.values()]
+
+    compiled = tw.compile(step)
+    for i in range(4):
+        for leaf in leaves.values():
+            leaf.grad = None
+            leaf.data[...] = np.flip(leaf.data)
+        try:
+            compiled()
+        except tw.UnsupportedError as refused:  # NumPy has a part in it: sums over broadcast axes
+            pytest.skip(f"refused: {refused}")
+        got = gradients()
+        step()
+        assert all(
+            a is b is None or harness.same_bits(a, b) for a, b in zip(got, gradients(), strict=True)
+        ), i
+
+
+def test_gradients_add_up_without_zero_grad():
+    eager, compiled = Classifier(), Classifier()
+
+    def forward_backward(net, x, y):
+        loss = tw.cross_entropy(net.model(x), y)
+        loss.backward()
+        return loss
+
+    step = tw.compile(lambda x, y: forward_backward(compiled, x, y))
+    for i in range(30):
+        if i % 5 == 3:
+            eager.optimizer.step(), compiled.optimizer.step()
+        if i % 7 == 6:
+            eager.optimizer.zero_grad(), compiled.optimizer.zero_grad()
+        want, got = forward_backward(eager, *batch(i)), step(*batch(i))
+        assert harness.same_bits(want.data, got.data), i
+        assert same(eager.state(), compiled.state()), i
+
+
+def test_clipping_and_a_parameter_used_twice():
+    """Tied weights: gradients are summed inside the program."""
+    nets = []
+    for _ in range(2):
+        tw.manual_seed(3)
+        table = tw.nn.Embedding(33, 16)
+        norm = tw.nn.LayerNorm(16)
+        params = [*table.parameters(), *norm.parameters()]
+        nets.append((table, norm, params, tw.optim.AdamW(params, lr=0.05)))
+
+    def step(net, ids, targets):
+        table, norm, params, optimizer = net
+        optimizer.zero_grad()
+        loss = tw.cross_entropy(tw.matmul(norm(table(ids)), table.weight.T), targets)
+        loss.backward()
+        size = tw.optim.clip_grad_norm_(params, 0.3)
+        optimizer.step()
+        return loss, size
+
+    compiled = tw.compile(lambda ids, targets: step(nets[1], ids, targets))
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        ids, targets = rng.integers(0, 33, (2, 4, 9))
+        (want, size), (got, clipped) = step(nets[0], ids, targets), compiled(ids, targets)
+        assert same((want.data, np.array(size)), (got.data, clipped)), i
+        for p, q in zip(nets[0][2], nets[1][2], strict=True):
+            assert same((p.data, p.grad), (q.data, q.grad)), i
+
+
+def test_dropout_draws_what_eager_draws():
+    x = np.ones((50, 40), f32)
+    layer = tw.nn.Dropout(0.3).train()
+    tw.manual_seed(11)
+    want = [layer(tw.tensor(x)).data for _ in range(6)]
+    after = tw.random.get_state()
+    tw.manual_seed(11)
+    step = tw.compile(lambda x: layer(x))
+    got = [step(tw.tensor(x)).data for _ in range(6)]
+    assert same(want, got)
+    assert tw.random.get_state() == after
+    assert not harness.same_bits(got[4], got[5])
+
+
+# What a program is made for -----------------------------------------------------------------------
+
+
+def test_shapes_are_recorded_apart_and_counted():
+    eager, compiled = Classifier(), Classifier()
+    step = tw.compile(compiled.step)
+    start = counts()
+    for i in range(24):
+        rows = (64, 7, 1)[i % 3]
+        assert harness.same_bits(eager.step(*batch(i, rows)).data, step(*batch(i, rows)).data)
+    assert same(eager.state(), compiled.state())
+    assert (counts() - start).tolist() == [6, 0, 18]
+
+
+def test_two_programs_of_one_model():
+    eager, compiled = Classifier(), Classifier()
+    train = tw.compile(compiled.step)
+
+    def predict(x):
+        with tw.no_grad():
+            return compiled.model(x)
+
+    predicted = tw.compile(predict)
+    for i in range(10):
+        x, y = batch(i)
+        eager.step(x, y), train(x, y)
+        with tw.no_grad():
+            assert harness.same_bits(eager.model(x).data, predicted(x).data), i
+
+
+def test_strides_dtypes_and_values_of_arguments():
+    w = np.arange(12, dtype=f32).reshape(4, 3)
+    step = tw.compile(lambda x, activation: tw.matmul(x, w, activation=activation))
+    x = np.arange(-20, 20, dtype=f32).reshape(5, 8)
+    frozen = x[:, :4].copy()
+    frozen.flags.writeable = False
+    for given in (x[:, :4], x[:, ::2], x.T[:4].T, x[::-1, 4:], frozen, x[:3, :4].astype("f2")):
+        for activation in (None, "relu", "gelu"):
+            for _ in range(4):
+                want = tw.matmul(given, w, activation=activation)
+                assert harness.same_bits(step(given, activation), want)
+
+
+def test_options_and_no_grad():
+    w = tw.tensor(np.ones((300, 300), f32), requires_grad=True)
+    x = np.random.default_rng(0).standard_normal((5, 300), f32)
+    step = tw.compile(lambda x: tw.matmul(x, w.detach()))
+    for isa in [level.name for level in tw.isas() if level.supported] * 3:
+        with tw.options(isa=isa):
+            assert harness.same_bits(step(x).data, tw.matmul(x, w.data))
+
+
+def test_an_array_that_was_replaced():
+    """A parameter's array, its gradient, the state of an optimizer, the mode of a module."""
+    eager, compiled = Classifier(), Classifier()
+    step = tw.compile(compiled.step)
+
+    def both(i):
+        assert harness.same_bits(eager.step(*batch(i)).data, step(*batch(i)).data), i
+
+    for i in range(4):
+        both(i)
+    start = counts()
+    for net in (eager, compiled):
+        p = next(net.model.parameters())
+        p.data = p.data[::-1].copy()
+    both(4)
+    assert (counts() - start).tolist() == [0, 1, 0], "recorded again"
+    both(5), both(6)
+    for net in (eager, compiled):
+        net.optimizer.state[next(net.model.parameters())]["m"] = np.ones((128, 64), f32)
+    both(7), both(8), both(9)
+    saved = eager.optimizer.state_dict()
+    for net in (eager, compiled):
+        net.optimizer.load_state_dict({k: np.array(v) for k, v in saved.items()})
+        net.model.load_state_dict({k: v * 2 for k, v in net.model.state_dict().items()})
+    both(10), both(11), both(12)
+    assert same(eager.state(), compiled.state())
+
+
+def test_a_module_in_another_mode():
+    layer = tw.nn.Dropout(0.5).train()
+    step = tw.compile(lambda x: layer(tw.relu(x)))
+    x = tw.tensor(np.ones((9, 9), f32))
+    assert all((step(x).data == 0).any() for _ in range(4))
+    layer.eval()
+    assert all((step(x).data == 1).all() for _ in range(4))
+
+
+def test_packed_weights_follow_the_weight():
+    linear = tw.nn.Linear(70, 30).eval()
+    x = tw.tensor(np.random.default_rng(0).standard_normal((3, 70), f32))
+
+    def step(x):
+        with tw.no_grad():
+            return linear(x)
+
+    compiled = tw.compile(step)
+    for i in range(9):
+        if i % 4 == 3:
+            with tw.no_grad():
+                linear.weight[0] = float(i)
+        assert harness.same_bits(step(x).data, compiled(x).data), i
+
+
+def test_results_are_fresh_and_arguments_come_back():
+    step = tw.compile(lambda x, y: {"x": x, "sum": [tw.relu(x), None, (y, 3)]})
+    kept = []
+    for i in range(5):
+        x, y = np.full(4, i, f32), tw.tensor(np.zeros(2, f32))
+        found = step(x, y)
+        kept.append(found["sum"][0])
+        assert i < 2 or (found["x"] is x and found["sum"][2][0] is y)
+        assert found["sum"][1] is None
+    assert [k[0] for k in kept] == [0, 1, 2, 3, 4]
+
+
+def test_a_step_inside_a_step():
+    inner = tw.compile(lambda x: tw.relu(x))
+    outer = tw.compile(lambda x: tw.gelu(inner(x)))
+    x = np.linspace(-3, 3, 50, dtype=f32)
+    assert all(harness.same_bits(outer(x), tw.gelu(tw.relu(x))) for _ in range(4))
+
+
+def test_temporaries_share_one_arena():
+    x = np.ones((1000,), f32)
+
+    def step(x):
+        for _ in range(20):
+            x = tw.relu(x)
+        return x
+
+    compiled = tw.compile(step)
+    for _ in range(3):
+        compiled(x)
+    (program,) = compiled._programs.values()
+    assert 4096 <= program._core.arena_bytes <= 2 * 4096  # two live at a time
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+class Counting:
+    """Steps that hide something from the program, each in its own way."""
+
+    def __init__(self):
+        self.calls = 0
+        self.w = tw.tensor(np.ones((4, 4), f32), requires_grad=True)
+        self.buffer = np.ones(4, f32)
+        self.kept = np.ones((4, 4), f32)
+
+    def stale_number(self, x):
+        self.calls += 1
+        return tw.matmul(x, self.w.data, alpha=float(self.calls))
+
+    def numpy_between(self, x):
+        return tw.relu(tw.relu(x) * 2)
+
+    def numpy_in_place(self, x):
+        y = tw.relu(x)
+        y += 1
+        return tw.gelu(y)
+
+    def numpy_state(self, x):
+        self.buffer += x[0]
+        return tw.relu(self.buffer)
+
+    def numpy_kept_result(self, x):
+        return np.add(tw.relu(x), 1, out=self.kept)
+
+    def numpy_gradient(self, x):
+        self.w.grad = None
+        tw.matmul(np.stack([x, x]), self.w[None]).backward(np.ones((2, 4, 4), f32))
+
+    def numpy_result(self, x):
+        return tw.relu(x) + 1
+
+    def rule(self, x):
+        return tw.tensor(tw.relu(x)) * 2
+
+    def reads(self, x):
+        return tw.relu(x) if tw.Tensor(x).sum() is None or float(Tensor(x[0, 0])) else x
+
+    def number(self, x):
+        return float(tw.relu(x)[0, 0])
+
+    def other_ops(self, x):
+        self.calls += 1
+        return tw.relu(x) if self.calls % 2 else tw.gelu(x)
+
+    def on_tape(self, x):
+        return tw.matmul(x, self.w)
+
+    def writes(self, x):
+        with tw.no_grad():
+            self.w[0] = 3.0
+        return tw.relu(x)
+
+    def draws(self, x):
+        tw.random.generator()
+        return tw.relu(x)
+
+    def view_of_an_argument(self, x):
+        return x[1:]
+
+
+REFUSED = {
+    "stale_number": "matmul.* has a number that was another one",
+    "numpy_between": "activation.* outside of the registry",
+    "numpy_in_place": "other means",
+    "numpy_state": "other means|outside of the registry",
+    "numpy_kept_result": "outside of the registry",
+    "numpy_gradient": "outside of the registry|other means",
+    "numpy_result": "outside of the registry",
+    "rule": "multiply, which NumPy computes|reading",
+    "reads": "reading a value|sum, which NumPy",
+    "number": "a number that was read",
+    "other_ops": "is activation|number that was another",
+    "on_tape": "can still be differentiated",
+    "writes": "writing in place",
+    "draws": "random draw",
+    "view_of_an_argument": "view of an argument",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    step = tw.compile(getattr(Counting(), name))
+    x = np.random.default_rng(1).standard_normal((4, 4)).astype(f32)
+
+    def calls():
+        for _ in range(5):
+            step(x)
+
+    with pytest.raises(tw.UnsupportedError, match=REFUSED[name]):
+        calls()
+
+
+def test_a_program_that_forgot_the_step_number_is_caught():
+    """A test of the tests: without the optimizer's numbers the bits differ."""
+    eager, compiled = Classifier(), Classifier()
+    step = tw.compile(compiled.step)
+    for i in range(3):
+        eager.step(*batch(i)), step(*batch(i))
+    (program,) = step._programs.values()
+    program._varying.clear()
+    eager.step(*batch(3)), step(*batch(3))
+    assert not same(eager.state(), compiled.state())
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        (object(), tw.DtypeError, "an argument must be an array"),
+        (tw.Tensor(np.ones(3, f32), True), tw.UnsupportedError, "must not require a gradient"),
+    ],
+)
+def test_arguments_that_are_refused(argument, error, message):
+    with pytest.raises(error, match=message):
+        tw.compile(lambda x: None)(argument)
+
+
+# Errors in a replay -------------------------------------------------------------------------------
+
+
+def test_an_error_of_a_kernel_leaves_the_program_usable():
+    table = np.arange(12, dtype=f32).reshape(4, 3)
+    step = tw.compile(lambda ids: tw.relu(tw.embedding(ids, table)))
+    good, bad = np.array([3, 0]), np.array([1, 9])
+    for _ in range(3):
+        step(good)
+    for _ in range(2):
+        with pytest.raises(tw.ShapeError, match="ids"):
+            step(bad)
+        assert harness.same_bits(step(good), table[good])
+
+
+def test_one_call_at_a_time():
+    inside, leave = threading.Event(), threading.Event()
+
+    def wait(x):
+        inside.set()
+        leave.wait(10)
+        return tw.relu(x)
+
+    step = tw.compile(wait)
+    x = np.ones(3, f32)
+    thread = threading.Thread(target=step, args=(x,))
+    thread.start()
+    inside.wait(10)
+    with pytest.raises(RuntimeError, match="another thread"):
+        step(x)
+    leave.set()
+    thread.join()
+    assert (step(x) == 1).all()
+
+
+def test_programs_of_several_threads():
+    """Each has its own; the pool goes to one of them at a time."""
+    wrong = []
+
+    def work(eager, compiled):
+        step = tw.compile(compiled.step)
+        for i in range(30):
+            a, b = eager.step(*batch(i)), step(*batch(i))
+            if not harness.same_bits(a.data, b.data):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(Classifier(), Classifier())) for _ in range(3)]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    assert not wrong
+
+
+SETUP = textwrap.dedent("""
+    import os, signal, threading, time
+    import numpy as np, tilewright as tw
+    x = np.random.default_rng(0).standard_normal((700, 700), np.float32)
+    def step(x):
+        y = x
+        for _ in range({count}):
+            y = tw.matmul(y, x, alpha=0.03)
+        return y
+    compiled = tw.compile(step)
+""")
+
+
+def run(code):
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_ctrl_c_ends_a_replay():
+    print(
+        run(
+            SETUP.format(count=60)
+            + textwrap.dedent("""
+        want = step(x)
+        for _ in range(3):
+            assert (compiled(x) == want).all()
+        for _ in range(3):
+            timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            try:
+                while True:
+                    compiled(x)
+            except KeyboardInterrupt:
+                pass
+            timer.join()
+            assert (compiled(x) == want).all()
+        """)
+        )
+    )
+
+
+def test_fork():
+    print(
+        run(
+            SETUP.format(count=3)
+            + textwrap.dedent("""
+        want = step(x)
+        for _ in range(3):
+            compiled(x)
+        stop = threading.Event()
+        def work():
+            while not stop.is_set():
+                compiled(x)
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                ok = all((compiled(x) == want).all() for _ in range(3))
+                os._exit(0 if ok else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set(), thread.join()
+        assert (compiled(x) == want).all()
+        """)
+        )
+    )
