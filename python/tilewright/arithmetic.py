@@ -18,6 +18,7 @@ import numpy as np
 from tilewright import _core
 from tilewright.device import Device, as_array, device_of, is_array, moved
 from tilewright.errors import ShapeError
+from tilewright.recording import current
 from tilewright.registry import Context, Op, rule
 from tilewright.tensor import check_dtype, is_float
 
@@ -93,6 +94,10 @@ def _sum_dtype(x: Any) -> Any:
     return np.float32 if is_float(x.dtype) else None
 
 
+def _alike(a: Any, b: Any) -> bool:
+    return bool(a.shape == b.shape and a.dtype == b.dtype and is_float(a.dtype))
+
+
 # Devices --------------------------------------------------------------------------------------
 
 
@@ -122,6 +127,10 @@ class add:
     def forward(ctx: Context, a: Any, b: Any) -> Any:
         a, b = _operands("add", a, b)
         ctx.save(_Like(a), _Like(b))
+        if current() is not None and is_array(a) and is_array(b) and _alike(a, b):
+            y = _core.empty_like(a)
+            _core.sum(a, b, y)  # the same bits, and a program has a place for it
+            return y
         return _settle(np.add(a, b), a, b)
 
     @staticmethod

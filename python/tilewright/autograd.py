@@ -298,7 +298,7 @@ def _note(noted: recording.Recording, op: Op, arrays: _Arrays, inputs: dict[str,
     """Tell a recording what an op is called with, or refuse it."""
     if arrays.device is not None:
         recording.refuse(f"{op.name} on {arrays.device.name}", "arrays must be the CPU's")
-    if op.__module__ == "tilewright.arithmetic" and not op.views:
+    if op.__module__ == "tilewright.arithmetic" and not (op.views or op.name == "add"):
         recording.refuse(
             f"{op.name}, which NumPy computes,", "call one of tilewright's ops, or do it outside"
         )

@@ -128,7 +128,7 @@ def moved(x: Any, device: Device | None) -> Any:
 
 def empty(shape: Any, dtype: Any, device: Device | None) -> Any:
     """Return a fresh array on a device or on the CPU (None)."""
-    return np.empty(shape, dtype) if device is None else device.empty(shape, dtype)
+    return _core.empty(shape, dtype) if device is None else device.empty(shape, dtype)
 
 
 def running_on(device: Device | None, op: str) -> AbstractContextManager[Any]:

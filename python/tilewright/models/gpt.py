@@ -36,7 +36,9 @@ from tilewright.nn.linear import Linear
 from tilewright.nn.module import Module, tw
 from tilewright.nn.norm import LayerNorm
 from tilewright.nn.quantized import quantize_linears
+from tilewright.program import compile
 
+_ZERO = np.zeros(1, np.float32)
 _FORMAT = "tilewright.gpt/1"
 
 
@@ -130,6 +132,7 @@ class GPT(Module):
         super().__init__()
         self.config = config
         self.quantized: dict[str, Any] | None = None  # how, once it is
+        self._order = np.arange(config.context)  # one array: a compiled step reads it in place
         with random.seeded(seed):
             self.token = Embedding(config.vocab_size, config.width)
             self.position = Embedding(config.context, config.width)
@@ -156,20 +159,24 @@ class GPT(Module):
         """Mean cross entropy of targets (B, T), in nats; a target of -100 does not count."""
         return tw.cross_entropy(self.forward(ids), targets)
 
-    def _trunk(self, ids: Any, cache: Any = None, start: int = 0) -> Any:
-        """The last layernorm's rows (B, T, width) of tokens at the positions from start on."""
+    def _trunk(self, ids: Any, cache: Any = None, positions: Any = None) -> Any:
+        """The last layernorm's rows (B, T, width) of tokens, by default at the first positions."""
         ids = as_array(unwrap(ids))
-        if ids.ndim != 2 or start + ids.shape[1] > self.config.context:
+        if ids.ndim != 2 or ids.shape[1] > self.config.context:
             raise ShapeError(
                 f"GPT: ids must have shape (B, T), T at most the context {self.config.context}, "
                 f"got {ids.shape}"
             )
-        B, T = ids.shape
-        x = self.token(ids)
-        s = self.position.weight[start : start + T].broadcast_to(B, T, self.config.width)
+        if positions is None:
+            positions = moved(
+                np.broadcast_to(self._order[: ids.shape[1]], ids.shape), device_of(ids)
+            )
+        x, s = self.token(ids), self.position(positions)
         if self.training and self.config.dropout:  # it drops of the sum
             x = self.dropout(x + s)
-            s = tw.Tensor(np.zeros_like(x.data))
+            on_device = device_of(x.data) is not None
+            zeros = np.zeros_like(x.data) if on_device else np.broadcast_to(_ZERO, x.shape)
+            s = tw.Tensor(zeros)
         for layer, block in enumerate(self.blocks):
             x, s = block(x, s, cache, layer)
         return self.ln(x, residual=s)[0]
@@ -224,15 +231,21 @@ class GPT(Module):
         if was_training:
             self.eval()
         unread, filled = tokens[-c.context :], 0
+
+        def read(ids: Any, positions: Any) -> Any:
+            with no_grad():
+                return self._head(self._trunk(ids, cache, positions)[:, -1:])
+
+        read_one = read if device else compile(read)  # a program has no place for a device
         try:
             for _ in range(count):
                 if filled + len(unread) > c.context:
                     unread, filled = tokens[-max(1, c.context // 2) :], 0
                     cache.truncate(0)
-                with no_grad():
-                    ids = moved(np.array([unread]), device)
-                    h = self._trunk(ids, cache, filled)
-                    logits = moved(self._head(h[:, -1:]).data, None).reshape(-1)
+                positions = np.arange(filled, filled + len(unread))
+                given = [moved(np.array([some]), device) for some in (unread, positions)]
+                found = (read_one if len(unread) == 1 else read)(*given)
+                logits = moved(found.data, None).reshape(-1)
                 filled += len(unread)
                 token = sampling.choose(logits, *choice)
                 tokens.append(token)

@@ -106,6 +106,11 @@ class Trainer:
             betas=(0.9, 0.95),
             weight_decay=settings.weight_decay,
         )
+        # Two programs: between them Python looks at the loss. A device's arrays are not recorded.
+        self._differentiate, self._update = self._gradients, self.optimizer.step
+        if self.device is None:
+            self._differentiate = tw.compile(self._gradients)
+            self._update = tw.compile(self.optimizer.step)
         self.step = 0
         self.seconds = 0.0
 
@@ -127,24 +132,28 @@ class Trainer:
         while self.progress < 1.0:
             yield self.advance()
 
+    def _gradients(self, ids: Any, targets: Any) -> tuple[Any, Any]:
+        """The loss, and the norm that the gradients had before they were clipped."""
+        self.optimizer.zero_grad()
+        loss = self.model.loss(ids, targets)
+        loss.backward()
+        return loss, tw.optim.clip_grad_norm_(self.parameters, self.settings.clip)
+
     def advance(self) -> Step:
         """Do one step."""
         started = time.perf_counter()
         rate = self.settings.rate(self.progress)
         ids, targets = (moved(x, self.device) for x in self.batches.at(self.step))
-        self.optimizer.zero_grad()
         with random.seeded(_seed(self.settings.seed, self.step)):  # dropout masks
-            loss = self.model.loss(ids, targets)
-        loss.backward()
-        norm = float(tw.optim.clip_grad_norm_(self.parameters, self.settings.clip))
-        value = loss.item()
+            loss, size = self._differentiate(ids, targets)
+        value, norm = loss.item(), float(size)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise Diverged(
                 f"step {self.step + 1}: the loss is {value}, the gradient's norm {norm}; "
                 "use a lower learning rate"
             )
         self.optimizer.lr = rate
-        self.optimizer.step()
+        self._update()
         self.step += 1
         self.seconds += time.perf_counter() - started
         bits = value / math.log(2)
