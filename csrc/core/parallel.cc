@@ -54,12 +54,14 @@ class Pool;
 struct Caller {
   const Region* region = nullptr;  // of the pool, a task of which it runs
   Pool* held = nullptr;            // by CloseRegions
+  bool polls = false;              // then: whether this thread looks at Ctrl-C
   double unseen = 0;               // ns of work, estimated, since it last looked at the clock
   Clock::time_point polled{};      // or when it first looked at the clock in this call
 };
 constinit thread_local Caller t_caller;
 
 bool may_poll() {
+  if (t_caller.held) return t_caller.polls;  // two system calls less
   return g_poll.load(std::memory_order_relaxed) && is_main_thread();
 }
 
@@ -142,12 +144,16 @@ class Pool {
     region_ = &region;
     left_.store(0, std::memory_order_relaxed);
     places_.store(helpers, std::memory_order_release);
-    posted_.store(Clock::now(), std::memory_order_relaxed);
-    {
-      const std::lock_guard lock(mutex_);
-      ticket_.fetch_add(1);
+    if (!awake_.load(std::memory_order_relaxed)) {
+      posted_.store(Clock::now(), std::memory_order_relaxed);
     }
+    // A worker says that it sleeps before it looks at the ticket for the last time: it sees this one,
+    // or is seen here and waits, or is about to, under the mutex.
+    ticket_.fetch_add(1);
     if (sleepers_.load() > 0) {
+      {
+        const std::lock_guard lock(mutex_);
+      }
       keep_off_this_cpu();
       wake_.notify_all();
     }
@@ -331,6 +337,7 @@ CloseRegions::CloseRegions() : pool_(nullptr) {
   Pool& workers = pool();
   if (!workers.try_hold()) return;
   workers.keep_awake(true);
+  t_caller.polls = may_poll();
   pool_ = t_caller.held = &workers;
 }
 
