@@ -6,9 +6,10 @@
 Both start from the same weights and see the same batches of real text (the standard library's own
 source). Step times are interleaved: each step is done by one engine, then by the other, in turns,
 each after the other's threads have gone to sleep. The torch model is plain eager code with
-F.scaled_dot_product_attention and fused AdamW; --unfused takes torch's default AdamW. With --bf16
-torch runs under its bfloat16 autocast, and we cast at the same places: products and attention are
-bfloat16, weights, their gradients, norms, the residual stream and the loss float32.
+F.scaled_dot_product_attention and fused AdamW; --unfused takes torch's default AdamW. Our step is
+compiled (tw.compile), --eager: it is not. With --bf16
+torch runs under its bfloat16 autocast, and we cast at the same places, not compiled: products and
+attention are bfloat16, weights, their gradients, norms, the residual stream and the loss float32.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--bf16", action="store_true", help="torch's autocast, and the same of ours"
     )
+    parser.add_argument("--eager", action="store_true", help="our step without tw.compile")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -80,6 +82,7 @@ def run_child(options, model, isa, threads):
         command += ["--steps", str(options.steps)] if options.steps else []
         command += ["--unfused"] if options.unfused else []
         command += ["--bf16"] if options.bf16 else []
+        command += ["--eager"] if options.eager else []
         env = engines.child_environment(isa, threads, os.environ)
         env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         subprocess.run(command, env=env, check=True)
@@ -99,7 +102,7 @@ def train(options):
     ours = tw.models.GPT(config, seed=1)
     weights = {name: np.array(p.data) for name, p in ours.named_parameters()}
     step = {
-        "tilewright": our_step(ours, options.bf16),
+        "tilewright": our_step(ours, options.bf16, compiled=not (options.eager or options.bf16)),
         "torch": torch_step(torch, config, weights, not options.unfused, options.bf16),
     }
     data = batches.Batches(
@@ -129,7 +132,7 @@ def train(options):
     }
 
 
-def our_step(model, bf16):
+def our_step(model, bf16, compiled):
     optimizer = tw.optim.AdamW(model.parameters(), **ADAMW)
 
     def step(ids, targets):
@@ -137,9 +140,10 @@ def our_step(model, bf16):
         loss = bf16_loss(model, ids, targets) if bf16 else model.loss(ids, targets)
         loss.backward()
         optimizer.step()
-        return float(loss.data)
+        return loss
 
-    return step
+    run = tw.compile(step) if compiled else step
+    return lambda ids, targets: float(run(ids, targets))
 
 
 def bf16_loss(model, ids, targets):
