@@ -13,6 +13,7 @@ import harness
 import tilewright as tw
 from tilewright.autograd import Tensor
 from tilewright.registry import OPS
+from tilewright.training import Settings, Trainer
 
 f32 = np.float32
 
@@ -610,3 +611,85 @@ def test_fork():
         """)
         )
     )
+
+
+# Models -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_decoding(quantized):
+    """Logits of many tokens, through pages that begin, and keys that are forgotten."""
+    config = tw.models.GPTConfig(vocab_size=50, context=300, layers=2, heads=2, width=48)
+    model = tw.models.GPT(config, seed=2).eval()
+    model = model.quantize() if quantized else model
+    caches = [tw.KVCache(2, 1, 2, 24, 300, dtype="float32") for _ in range(2)]
+    start = counts()
+
+    def read(cache, ids, positions):
+        with tw.no_grad():
+            return model._head(model._trunk(ids, cache, positions))
+
+    step = tw.compile(lambda ids, positions: read(caches[1], ids, positions))
+    rng = np.random.default_rng(0)
+    for i in range(280):
+        at = i if i < 200 else i - 60
+        if i == 200:
+            for cache in caches:
+                cache.truncate(140)
+        ids = rng.integers(0, 50, (1, 1))
+        want, got = read(caches[0], ids, np.array([[at]])), step(ids, np.array([[at]]))
+        assert harness.same_bits(want.data, got.data), i
+    assert (caches[0].lengths == caches[1].lengths).all()
+    assert (counts() - start).tolist() == [2, 0, 278]
+
+
+def test_generation_is_that_of_an_uncached_model():
+    config = tw.models.GPTConfig(vocab_size=50, context=20, layers=1, heads=2, width=16)
+    model = tw.models.GPT(config, seed=2).eval()
+    start = counts()
+    tokens = [1, 2, 3]
+    for token in model.generate(tokens, 40, temperature=0):
+        with tw.no_grad():
+            if len(tokens) <= 20:
+                logits = model(np.array([tokens])).data[0, -1]
+                assert token == logits.argmax()
+        tokens.append(token)
+    assert (counts() - start)[2] > 30
+
+
+def test_a_cache_that_is_full_and_one_that_is_emptied():
+    cache = tw.KVCache(1, 1, 1, 4, 5, dtype="float32")
+
+    def step(q):
+        cache.append(0, q, q)
+        return tw.attention(q, cache.layer(0), causal=True)
+
+    compiled = tw.compile(step)
+    q = np.ones((1, 1, 1, 4), f32)
+    for _ in range(5):
+        assert (compiled(q) == 1).all()
+    with pytest.raises(tw.ShapeError, match="max_tokens"):
+        compiled(q)
+    cache.truncate(2)
+    assert (compiled(q) == 1).all()
+    assert cache.lengths.tolist() == [3]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_the_trainer(dropout):
+    """Two programs, between which Python looks at the loss, against no program."""
+    text = np.random.default_rng(0).integers(0, 256, 5000).astype(np.uint8)
+    config = tw.models.GPTConfig(context=16, layers=2, heads=2, width=32, dropout=dropout)
+    trainers = []
+    for _ in range(2):
+        made = Trainer(tw.models.GPT(config, seed=1), text, Settings(steps=12, batch=4, clip=0.5))
+        trainers.append(made)
+    eager, compiled = trainers
+    eager._differentiate, eager._update = eager._gradients, eager.optimizer.step
+    start = counts()
+    for a, b in zip(eager.run(), compiled.run(), strict=True):
+        assert (a.loss, a.gradient_norm) == (b.loss, b.gradient_norm), a.number
+    for p, q in zip(eager.parameters, compiled.parameters, strict=True):
+        assert same((p.data, p.grad), (q.data, q.grad))
+    # The update records until its gradients are those that the other program writes: three times.
+    assert (counts() - start).tolist() == [5, 0, 19]

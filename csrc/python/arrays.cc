@@ -114,7 +114,10 @@ View to_view(PyObject* object) {
   view.present = true;
   if (!PyArray_Check(object)) {
     if constexpr (kHasGpu) {
-      if (read_gpu_array(object, view)) return view;
+      if (read_gpu_array(object, view)) {
+        if (recording()) throw UnsupportedError("compile: arrays of a GPU are not recorded");
+        return view;
+      }
     }
     view.note = Py_TYPE(object)->tp_name;
     return view;
