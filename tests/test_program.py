@@ -365,6 +365,29 @@ def test_temporaries_share_one_arena():
     assert 4096 <= program._core.arena_bytes <= 2 * 4096  # two live at a time
 
 
+def test_a_parameter_that_is_frozen():
+    eager, compiled = Classifier(), Classifier()
+    step = tw.compile(compiled.step)
+    for i in range(10):
+        if i == 5:
+            for net in (eager, compiled):
+                next(net.model.parameters()).requires_grad = False
+        assert harness.same_bits(eager.step(*batch(i)).data, step(*batch(i)).data), i
+    for p, q in zip(eager.model.parameters(), compiled.model.parameters(), strict=True):
+        assert harness.same_bits(p.data, q.data)
+        assert (p.grad is None) == (q.grad is None)
+
+
+def test_programs_and_drafts_are_bounded():
+    step = tw.compile(lambda x, scale: tw.matmul(x, x, alpha=scale))
+    x = np.eye(3, dtype=f32)
+    for i in range(150):
+        for _ in range(1 + 2 * (i % 2)):
+            assert harness.same_bits(step(x, float(i)), tw.matmul(x, x, alpha=float(i)))
+    assert len(step._programs) <= 64
+    assert len(step._drafts) <= 8
+
+
 # What is refused ----------------------------------------------------------------------------------
 
 
@@ -376,6 +399,7 @@ class Counting:
         self.w = tw.tensor(np.ones((4, 4), f32), requires_grad=True)
         self.buffer = np.ones(4, f32)
         self.kept = np.ones((4, 4), f32)
+        self.optimizer = tw.optim.Adam([self.w])
 
     def stale_number(self, x):
         self.calls += 1
@@ -428,6 +452,20 @@ class Counting:
         tw.random.generator()
         return tw.relu(x)
 
+    def two_steps(self, x):
+        optimizer = self.optimizer
+        self.w.grad = tw.relu(x)
+        optimizer.step()
+        optimizer.step()
+
+    def sets_the_rate(self, x):
+        self.optimizer.lr = 0.1
+        return tw.relu(x)
+
+    def options(self, x):
+        with tw.options(threads=1):
+            return tw.relu(x)
+
     def view_of_an_argument(self, x):
         return x[1:]
 
@@ -447,6 +485,9 @@ REFUSED = {
     "on_tape": "can still be differentiated",
     "writes": "writing in place",
     "draws": "random draw",
+    "two_steps": "second step",
+    "sets_the_rate": "learning rate",
+    "options": "tw.options is not part",
     "view_of_an_argument": "view of an argument",
 }
 

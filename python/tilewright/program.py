@@ -23,6 +23,7 @@ from tilewright.recording import Recording, current
 
 _TRIES = 4  # recordings until two that follow each other must agree
 _MOST = 64  # programs of one step: then the oldest goes
+_MOST_DRAFTS = 8  # arguments that came once so far: the same
 
 
 def compile(step: Callable[..., Any]) -> CompiledStep:
@@ -39,14 +40,16 @@ def compile(step: Callable[..., Any]) -> CompiledStep:
             tuples, lists and dicts of these.
 
     Returns:
-        A callable with the arguments and results of ``step``. Results are fresh arrays each time.
-        Gradients of parameters are the same arrays each time, written anew.
+        A callable with the arguments and results of ``step``. Results are fresh arrays each time,
+        Tensors among them off the tape. Gradients of parameters are the same arrays each time,
+        written anew. A value of an argument that is no array is part of what a program is for: one
+        that is another in each call (a rate, a count) is never replayed.
 
     A replay checks, and records again where something has changed (``tw.stats()`` counts
     ``("program", "record")`` and ``("program", "record again")``):
         - shape, strides and dtype of every array, and the value of every other argument;
-        - the array that each Tensor has which the step used, the gradients it began with, and
-          whether a module is in training mode;
+        - the array of each Tensor which the step used and whether it requires a gradient, the
+          gradients it began with, and whether a module is in training mode;
         - ``tw.options``, ``no_grad``, and which state an optimizer has.
 
     What it does in Python itself:
@@ -129,17 +132,19 @@ class CompiledStep:
         if draft is not None:
             why = recorded.difference(draft)
             if not why:
-                self._keep(given.key, _Program(recorded, before))
+                _put(self._programs, given.key, _Program(recorded, before), _MOST)
                 return recorded.answer()
             if tries + 1 >= _TRIES:
                 raise UnsupportedError(f"compile: {self!r} can't be replayed: {why}")
-        self._drafts[given.key] = recorded, tries + 1
+        _put(self._drafts, given.key, (recorded, tries + 1), _MOST_DRAFTS)
         return recorded.answer()
 
-    def _keep(self, key: Any, program: _Program) -> None:
-        while len(self._programs) >= _MOST:
-            del self._programs[next(iter(self._programs))]
-        self._programs[key] = program
+
+def _put(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Keep a value, of ``most`` in all: the oldest make room."""
+    while len(kept) >= most:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 # A child of fork() has none of the threads that were calling.
@@ -288,7 +293,7 @@ class _Program:
     def __init__(self, recorded: _Recorded, before: list[tuple[Any, Any]]) -> None:
         recording = recorded.recording
         self._core = recording.core
-        self._tensors = [(t, a) for t, a, _ in recording.tensors()]
+        self._tensors = [(t, a, t.requires_grad) for t, a, _ in recording.tensors()]
         self._versions = [(t, v) for t, _, v in recording.tensors() if v is not None]
         self._modules = recording.modules()
         self._gradients = recording.gradients()
@@ -302,8 +307,8 @@ class _Program:
 
     def prepare(self) -> list[list[float]] | None:
         """The numbers of the next replay, or None where it would not be what the step does."""
-        for tensor, array in self._tensors:
-            if tensor.data is not array:
+        for tensor, array, differentiated in self._tensors:
+            if tensor.data is not array or tensor.requires_grad is not differentiated:
                 return None
         for tensor, version in self._versions:
             if tensor._version != version:

@@ -29,6 +29,7 @@ class Recording:
         varying: (kernel call, what returns its numbers for the next replay).
         effects: (kernel calls so far, what is to be done after them).
         draws: how many seeds were drawn.
+        stepped: the optimizers' states that have taken their step.
         caches: (a KVCache's core, the tokens that its sequences had before).
     """
 
@@ -37,6 +38,7 @@ class Recording:
         self.varying: list[tuple[int, Callable[[], list[float]]]] = []
         self.effects: list[tuple[int, Callable[[], None]]] = []
         self.draws = 0
+        self.stepped: list[Any] = []
         self.caches: list[tuple[Any, list[int]]] = []
         self._tensors: dict[int, tuple[Any, Any, int | None]] = {}
         self._modules: dict[int, tuple[Any, bool]] = {}

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from tilewright import _core
+from tilewright.recording import refuse
+
+_AROUND = "put it around the call of the compiled step"
 
 
 class IsaLevel(NamedTuple):
@@ -58,6 +61,7 @@ def options(
         ...     get_num_threads(), active_isa()
         (1, 'generic')
     """
+    refuse("tw.options", _AROUND)
     token = _core.enter_options(threads, isa, precision, batch_invariant)
     try:
         yield
@@ -76,6 +80,7 @@ def set_options(
 
     Arguments and errors are those of ``options``; nothing is set when one of them is impossible.
     """
+    refuse("tw.set_options", _AROUND)
     _core.set_options(threads, isa, precision, batch_invariant)
 
 
@@ -90,6 +95,7 @@ def set_isa(name: str) -> None:
     Raises:
         UnsupportedError: unknown or unsupported here; the message lists the choices.
     """
+    refuse("tw.set_isa", _AROUND)
     _core.set_isa(name)
 
 

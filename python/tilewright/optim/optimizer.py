@@ -118,6 +118,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
+        refuse("setting the learning rate", "do it outside of the step")
         for group in self.param_groups:
             group["lr"] = value
 
@@ -159,6 +160,9 @@ class Optimizer:
     def _note(self, noted: Recording, group: dict[str, Any], params: list[Tensor]) -> None:
         """Tell a recording how the call of the kernel that was just made goes on."""
         states = [self.state[p] for p in params]
+        if any(state is other for state in states for other in noted.stepped):
+            refuse("a second step of an optimizer", "call the compiled step twice")
+        noted.stepped += states
         used = self._slots(group)
         arrays = [[state[slot] for slot in used] for state in states]
 
