@@ -237,10 +237,16 @@ class Pool {
   // Spin while regions follow each other closely, then park. A spin that came to nothing halves the
   // next one; a region that was joined, or that a full spin would have met, restores it.
   uint64_t next_ticket(Worker& me, uint64_t seen) {
-    const auto idle_since = Clock::now();
+    auto idle_since = Clock::now();
     const auto spin = spin_.load(std::memory_order_relaxed);
     uint64_t ticket;
-    while (awake_.load(std::memory_order_relaxed) || Clock::now() < idle_since + spin) {
+    for (;;) {
+      const auto now = Clock::now();
+      if (awake_.load(std::memory_order_relaxed)) {
+        idle_since = now;  // idle once it is over
+      } else if (now >= idle_since + spin) {
+        break;
+      }
       for (int i = 0; i < 32; ++i) {
         if ((ticket = ticket_.load(std::memory_order_acquire)) != seen) return ticket;
         pause_cpu();
@@ -352,7 +358,7 @@ namespace detail {
 // 20 us is ten times the cost of waking a worker that spins or has just parked. One that is known to
 // spin comes in 0.2 us.
 double worth_sharing() {
-  constexpr double kAwake = 4e3, kParked = 20e3;
+  constexpr double kAwake = 8e3, kParked = 20e3;
   return t_caller.held && !t_caller.held->asleep() ? kAwake : kParked;
 }
 
