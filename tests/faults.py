@@ -121,8 +121,8 @@ FAULTS = [
     Fault(
         "every block of K packs the first terms of a",
         "cpu/gemm_block.cc",
-        "g_.pack_a(p_.a, row(r), rows_of(r), k,",
-        "g_.pack_a(p_.a, row(r), rows_of(r), 0,",
+        "g_.MR, rows_of(r), k, kc,",
+        "g_.MR, rows_of(r), 0, kc,",
         "cpu/gemm_block.cc",
         "matmul",
     ),

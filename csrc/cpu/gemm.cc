@@ -30,6 +30,7 @@
 #include "core/size.h"
 #include "core/trace.h"
 #include "cpu/gemm_block.h"
+#include "cpu/gemm_pipeline.h"
 #include "cpu/qgemm.h"
 
 namespace tilewright {
@@ -71,11 +72,14 @@ void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const Gemm
   }
 }
 
-// Kernels that prepare panels read the matrix anyway; from a few blocks of rows on it is worth to
-// have its panels in one piece.
+// Kernels that prepare panels read the matrix anyway, once for each block of rows: two blocks of the
+// wide rows of float32, or one of narrower ones, cost less than to put the panels in one piece.
 bool reads_in_place(const Gemm& p, const GemmKernels& g) {
-  const int64_t rows = g.prepare ? 2 * g.MC : kFewRows;
-  return !p.packed && p.M <= rows && p.b.col == 1 && p.b.dtype == DType::f32 && g.k_per_word == 1;
+  if (p.packed || p.b.col != 1) return false;
+  if (g.tile_beside) {
+    return g.k_per_word > 1 ? p.M <= g.MC : p.b.dtype == DType::f32 && p.M <= 2 * g.MC;
+  }
+  return p.M <= kFewRows && p.b.dtype == DType::f32 && g.k_per_word == 1;
 }
 
 // How the output is cut into tasks: blocks as large as the caches allow, but two for each of the
@@ -142,6 +146,7 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
       };
       const int64_t mc = row(r + 1) - row(r), nt = col(c + 1) - col(c);
       if (by_groups) return cpu::multiply_groups(p, g, row(r), mc, jc + col(c), nt);
+      if (g.tile_beside) return GemmPipeline(p, g, source, row(r), mc, jc + col(c), nt).run();
       GemmBlock(p, g, source, row(r), mc, jc + col(c), nt).run();
     };
     const int64_t tasks = blocks.row_blocks * blocks.col_blocks;

@@ -43,18 +43,43 @@ struct CacheLines {
   int64_t lines = 0, width = 0, stride = 0;
 };
 
-// What can be done while matrix units multiply a tile: the tile before joins its sums, a part of the
-// next panel of B is prepared, and what is soon read or written is fetched. Each may be absent (null).
-struct GemmAside {
-  const void* tile = nullptr;  // as add_tile
-  void* sum = nullptr;
-  bool first = false;
-  void* panel = nullptr;  // as prepare
-  int64_t from = 0, to = 0, kc = 0;
+// A panel of A in the making: rows [i, i + mr) of a, words [k, k + kc), as GemmKernels::pack_a.
+struct RowPanel {
+  Matrix a{nullptr, DType::other, 0, 0};
+  int64_t i = 0;
+  int mr = 0;
+  int64_t k = 0, kc = 0, K = 0;
+  void* panel = nullptr;
+};
+
+// A panel of B that `tile` reads in the making, of packed words (kc, NR); or of the matrix's own rows
+// (`elements` of K, NR), ldb elements apart.
+struct ColumnPanel {
   const void* b = nullptr;
-  int64_t ldb = 0;
-  CacheLines ahead;  // of B
-  CacheLines out;    // where the tile will be stored
+  int64_t ldb = 0, kc = 0, elements = 0;
+  bool in_place = false;
+  void* panel = nullptr;
+};
+
+// What can be done while matrix units multiply a tile: the tile before is finished, the next panels
+// of A and B are made, and what is soon read is fetched. Each may be absent (null).
+struct GemmAside {
+  // Rows of the tile before join the sums of the blocks of K before (none: `first`), or replace them;
+  // where there is an epilogue they are complete: they stay in `tile`, and are stored.
+  void* tile = nullptr;
+  void* sum = nullptr;  // null where there is one block of K
+  bool first = false;
+  const Epilogue* epilogue = nullptr;
+  void (*store)(const void* tile, int64_t i, int mr, int64_t j, int nr,
+                const Epilogue& e) = nullptr;
+  int64_t i = 0, j = 0;
+  int mr = 0, nr = 0;
+  uint32_t* unstored = nullptr;  // rows, as bits, that must not be; those not finite are added
+
+  RowPanel rows;        // the whole panel
+  ColumnPanel columns;  // these words of it, multiples of k_step
+  int64_t columns_from = 0, columns_to = 0;
+  CacheLines ahead[3];  // of A, of B, and where this tile will be stored
 };
 
 struct GemmKernels {
@@ -88,13 +113,15 @@ struct GemmKernels {
   int a_bytes = 4;
   int k_step =
       1;  // words: panels of A, and prepared ones of B, are filled up to a multiple, by zeros
-  // The panel that `tile` reads, of prepared_bytes a word, made of a packed one (kc, NR) or of the
-  // matrix's own rows, once for each block of rows: lines [from, to), in ascending order, multiples
-  // of k_step.
-  void (*prepare)(int64_t from, int64_t to, int64_t kc, const void* b, int64_t ldb,
-                  void* panel) = nullptr;
+  // pack_a by parts: the parts [from, to) of MR, in ascending order.
+  void (*pack_rows)(const RowPanel& p, int64_t from, int64_t to) = nullptr;
+  // The panel that `tile` reads, of prepared_bytes a word, once for each block of rows: words
+  // [from, to), in ascending order, multiples of k_step.
+  void (*prepare)(const ColumnPanel& p, int64_t from, int64_t to) = nullptr;
   int prepared_bytes = 0;
-  // `tile`, with the rest between its instructions.
+  bool reads_packed =
+      false;  // `tile` reads packed panels as they are: only those in place are prepared
+  // `tile`, with the rest between its instructions; the rest alone where kc is 0.
   void (*tile_beside)(int mr, int64_t kc, const void* a, const void* b, void* tile,
                       const GemmAside& aside) = nullptr;
   // Around a task, on its thread: the units' own state.
@@ -108,7 +135,6 @@ struct GemmKernels {
   // end with the largest |x| of their MR rows, prepared ones of B with those of their NR columns.
   const GemmKernels* exact = nullptr;
   float smallest = 0;
-  bool (*all_finite)(const float* x, int64_t n) = nullptr;
 
   // Bytes of a panel of A of kc words, and of a prepared one of B, with what it ends with.
   int64_t a_panel_bytes(int64_t kc) const {

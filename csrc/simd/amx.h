@@ -93,66 +93,109 @@ TW_INLINE void store_sums(char* out) {
     store_tile<2>(out + 16 * line, line), store_tile<3>(out + 16 * line + 64, line);
 }
 
-// sum (32, 32) += tile, or = tile where first: vectors [from, to) of 64. V: of what the words' sums
-// are.
-template <class V>
-TW_INLINE void add_vectors(bool first, const void* tile, void* sum, int64_t from, int64_t to) {
-  const auto source = static_cast<const V*>(tile);
-  const auto sums = static_cast<V*>(sum);
-  for (int64_t i = from; i < to; ++i) sums[i] = first ? source[i] : sums[i] + source[i];
-}
+// V: a vector of what the words' sums are.
 template <class V>
 void add_sums(bool first, const void* tile, void* sum) {
-  add_vectors<V>(first, tile, sum, 0, 64);
+  const auto source = static_cast<const V*>(tile);
+  const auto sums = static_cast<V*>(sum);
+  for (int i = 0; i < 64; ++i) sums[i] = first ? source[i] : sums[i] + source[i];
+}
+
+TW_INLINE bool any(VecI mask) {
+#pragma GCC unroll 4
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    mask |= __builtin_shuffle(mask, lane_numbers() ^ half);
+  }
+  return mask[0] != 0;
+}
+TW_INLINE VecI not_finite(Vec x) {
+  return ~(abs(x) < __builtin_inff());
+}
+TW_INLINE VecI not_finite(VecU) {
+  return VecI{};
 }
 
 // GemmAside in equal parts, for a loop of tile instructions to do between them. Tile instructions
 // wait for tiles only, so the units never run dry; behind a whole tile the same work would stand
 // still until its sums are stored (measured: 15 % of the product's time, in the loop none).
-template <class V, void (*prepare)(int64_t, int64_t, int64_t, const void*, int64_t, void*)>
+//
+// V: as add_sums; kUnit: words of K that are prepared at a time.
+template <class V, void (*pack)(const RowPanel&, int64_t, int64_t),
+          void (*prepare)(const ColumnPanel&, int64_t, int64_t), int64_t kUnit>
 class Beside {
  public:
-  // `unit`: lines that are prepared at a time.
-  Beside(const GemmAside& a, int64_t parts, int64_t unit)
+  Beside(const GemmAside& a, int64_t parts)
       : a_(a),
-        vectors_(a.tile ? share(64, parts) : 0),
-        prepared_(a.panel ? share((a.to - a.from) / unit, parts) * unit : 0),
-        ahead_(share(a.ahead.lines, parts)),
-        out_(share(a.out.lines, parts)),
-        line_(a.from) {}
+        rows_(a.tile ? a.mr : 0, parts),
+        packed_(a.rows.panel ? kTileLines * 2 : 0, parts),
+        prepared_(a.columns.panel ? (a.columns_to - a.columns_from) / kUnit : 0, parts),
+        ahead_{{a.ahead[0].lines, parts}, {a.ahead[1].lines, parts}, {a.ahead[2].lines, parts}} {}
   TW_INLINE void next_part() {
-    fetch(a_.ahead, ahead_, ahead_at_);
-    fetch(a_.out, out_, out_at_);
-    if (vectors_ > 0) {
-      const int64_t to = least(vector_ + vectors_, 64);
-      add_vectors<V>(a_.first, a_.tile, a_.sum, vector_, to);
-      vector_ = to;
-    }
-    if constexpr (prepare != nullptr) {
-      if (prepared_ == 0 || line_ == a_.to) return;
-      const int64_t to = least(line_ + prepared_, a_.to);
-      prepare(line_, to, a_.kc, a_.b, a_.ldb, a_.panel);
-      line_ = to;
-    }
+    if (ahead_[0].left()) fetch(a_.ahead[0], ahead_[0]);
+    if (ahead_[1].left()) fetch(a_.ahead[1], ahead_[1]);
+    if (ahead_[2].left()) fetch(a_.ahead[2], ahead_[2]);
+    if (rows_.left()) rows_.take([&](int64_t from, int64_t to) { finish(int(from), int(to)); });
+    if (packed_.left()) packed_.take([&](int64_t from, int64_t to) { pack(a_.rows, from, to); });
+    if (!prepared_.left()) return;
+    prepared_.take([&](int64_t from, int64_t to) {
+      const int64_t first = a_.columns_from;
+      prepare(a_.columns, first + from * kUnit, first + to * kUnit);
+    });
+  }
+  // What the parts left over: all of it where there were none.
+  TW_INLINE void rest() {
+    while (rows_.left() || packed_.left() || prepared_.left()) next_part();
   }
 
  private:
-  // Without any K there are no parts, and nothing waits for them.
-  static int64_t share(int64_t count, int64_t parts) {
-    return parts > 0 ? (count + parts - 1) / parts : 0;
-  }
-  TW_INLINE static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-  // Into the second cache.
-  TW_INLINE static void fetch(const CacheLines& from, int64_t count, int64_t& at) {
-    for (const int64_t to = least(at + count, from.lines); at < to; ++at) {
-      const char* const line = from.data + at * from.stride;
-      for (int64_t i = 0; i < from.width; i += 64) __builtin_prefetch(line + i, 0, 2);
+  struct Share {
+    int64_t count, each, at = 0;
+    Share(int64_t n, int64_t parts) : count(n), each(parts > 0 ? (n + parts - 1) / parts : n) {}
+    bool left() const { return at < count; }
+    template <class Body>
+    TW_INLINE void take(const Body& body) {
+      const int64_t to = at + each < count ? at + each : count;
+      body(at, to);
+      at = to;
     }
+  };
+  // Into the second cache.
+  TW_INLINE static void fetch(const CacheLines& lines, Share& share) {
+    share.take([&](int64_t line, int64_t end) {
+      for (; line < end; ++line) {
+        const char* const p = lines.data + line * lines.stride;
+        for (int64_t i = 0; i < lines.width; i += 64) __builtin_prefetch(p + i, 0, 2);
+        __builtin_prefetch(p + lines.width - 1, 0, 2);
+      }
+    });
+  }
+  TW_INLINE void finish(int from, int to) {
+    V* const tile = static_cast<V*>(a_.tile);
+    V* const sum = static_cast<V*>(a_.sum);
+    VecI bad = {};
+    for (int v = 2 * from; v < 2 * to; ++v) {
+      const V x = a_.first ? tile[v] : sum[v] + tile[v];
+      if (!a_.epilogue) {
+        sum[v] = x;
+      } else {
+        if (!a_.first) tile[v] = x;
+        bad |= not_finite(x);
+      }
+    }
+    if (!a_.epilogue) return;
+    if (a_.unstored) {
+      const uint32_t these = (uint32_t(1) << (to - 1) << 1) - (uint32_t(1) << from);
+      if (any(bad)) *a_.unstored |= these;
+      if (*a_.unstored & these) {
+        *a_.unstored |= these;
+        return;
+      }
+    }
+    a_.store(tile + 2 * from, a_.i + from, to - from, a_.j, a_.nr, *a_.epilogue);
   }
 
   const GemmAside& a_;
-  const int64_t vectors_, prepared_, ahead_, out_;  // of a part
-  int64_t vector_ = 0, line_, ahead_at_ = 0, out_at_ = 0;
+  Share rows_, packed_, prepared_, ahead_[3];
 };
 
 template <Words w, bool both>

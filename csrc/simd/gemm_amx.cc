@@ -14,9 +14,10 @@
 //            2 MB; B is read from the third MC rows at a time,
 //            2 / MC bytes a multiply-add
 //
-// Words: bfloat16 is packed in pairs along K by simd/gemm_bf16.cc, for this level as for the one
-// below. Int8 keeps the pairs of simd/qgemm_kernel.cc in memory; two lines of them become one of
-// four bytes a word on the way into the first cache, once for each block of rows.
+// Words: packed bfloat16 are the pairs along K of simd/gemm_bf16.cc, for this level as for the one
+// below, and are multiplied as they are. Packed int8 keep the pairs of simd/qgemm_kernel.cc in memory;
+// two lines of them become one of four bytes a word on the way into the first cache, once for each
+// block of rows. So do the matrix's own rows, of either type, where there is one block of rows.
 //
 // Numerics: bfloat16 products are exact in float32 and added to the sum two at a time, k ascending;
 // subnormal inputs count as zero and subnormal sums become zero, as the instruction has it. One
@@ -38,27 +39,69 @@ constexpr int MR = 32;
 static_assert(NR == 32);
 constexpr int64_t kStepBytes = 2 * kTileBytes;  // of A's panel, and of B's
 
-// Two lines of int8 pairs, (k, k + 1) and (k + 2, k + 3), as one of four bytes a column.
-void quads_of_pairs(int64_t begin, int64_t end, int64_t kc, const void* pairs, int64_t,
-                    void* quads) {
-  typedef uint16_t Line __attribute__((vector_size(2 * NR)));
-  typedef Line Order;
-  Order low, high;
+constexpr int64_t kQuadLine = 4 * NR;  // bytes: four of a column, and two lines of pairs
+
+// --- B's panel on its way into the first cache ---------------------------------------------------
+
+typedef uint16_t Halves __attribute__((vector_size(2 * NR)));
+
+// Lines x and y, column by column: the first and the second 16 columns.
+TW_INLINE void put_interleaved(Halves x, Halves y, char* to) {
+  Halves low, high;
   for (int i = 0; i < NR / 2; ++i) {
     low[2 * i] = uint16_t(i), low[2 * i + 1] = uint16_t(NR + i);
     high[2 * i] = uint16_t(NR / 2 + i), high[2 * i + 1] = uint16_t(NR + NR / 2 + i);
   }
-  const auto from = static_cast<const char*>(pairs);
-  const auto to = static_cast<char*>(quads);
-  if (end > kc) end = kc;
-  for (int64_t k = begin; k < end; k += 2) {
-    Line first, second = {};
-    memcpy(&first, from + k * 2 * NR, sizeof first);
-    if (k + 1 < kc) memcpy(&second, from + (k + 1) * 2 * NR, sizeof second);
-    const Line left = __builtin_shuffle(first, second, low);
-    const Line right = __builtin_shuffle(first, second, high);
-    memcpy(to + k * 2 * NR, &left, sizeof left);
-    memcpy(to + k * 2 * NR + 64, &right, sizeof right);
+  const Halves left = __builtin_shuffle(x, y, low), right = __builtin_shuffle(x, y, high);
+  memcpy(to, &left, sizeof left);
+  memcpy(to + 64, &right, sizeof right);
+}
+TW_INLINE Halves halves_at(const void* p) {
+  Halves h;
+  memcpy(&h, p, sizeof h);
+  return h;
+}
+
+// Pairs of bfloat16: rows 2 k and 2 k + 1.
+void prepare_bf16(const ColumnPanel& p, int64_t from, int64_t end) {
+  const auto to = static_cast<char*>(p.panel);
+  const auto source = static_cast<const uint16_t*>(p.b);
+  for (int64_t k = from; k < end; ++k) {
+    if (!p.in_place) {
+      k < p.kc ? memcpy(to + k * kQuadLine, source + k * 2 * NR, kQuadLine)
+               : memset(to + k * kQuadLine, 0, kQuadLine);
+      continue;
+    }
+    const uint16_t* const row = source + 2 * k * p.ldb;
+    const Halves x = 2 * k < p.elements ? halves_at(row) : Halves{};
+    const Halves y = 2 * k + 1 < p.elements ? halves_at(row + p.ldb) : Halves{};
+    put_interleaved(x, y, to + k * kQuadLine);
+  }
+}
+
+// Row k of bytes and the next one, in pairs.
+TW_INLINE Halves byte_pairs(const ColumnPanel& p, int64_t k) {
+  typedef uint8_t Bytes __attribute__((vector_size(NR)));
+  const auto row = static_cast<const char*>(p.b) + k * p.ldb;
+  Bytes x = {}, y = {};
+  if (k < p.elements) memcpy(&x, row, sizeof x);
+  if (k + 1 < p.elements) memcpy(&y, row + p.ldb, sizeof y);
+  return __builtin_convertvector(x, Halves) | __builtin_convertvector(y, Halves) << 8;
+}
+
+// Four bytes a column, of two lines of pairs: (k, k + 1) and (k + 2, k + 3).
+void prepare_bytes(const ColumnPanel& p, int64_t from, int64_t end) {
+  const auto pairs = static_cast<const char*>(p.b);
+  const auto to = static_cast<char*>(p.panel);
+  for (int64_t k = from; k < end; k += 2) {
+    Halves x = {}, y = {};
+    if (p.in_place) {
+      x = byte_pairs(p, 2 * k), y = byte_pairs(p, 2 * k + 2);
+    } else {
+      if (k < p.kc) x = halves_at(pairs + k * 2 * NR);
+      if (k + 1 < p.kc) y = halves_at(pairs + (k + 1) * 2 * NR);
+    }
+    put_interleaved(x, y, to + k / 2 * kQuadLine);
   }
 }
 
@@ -93,6 +136,7 @@ TW_INLINE void multiply(int64_t lines, const char* a, const char* b, char* out, 
     step<w, both>(a, padded, beside);
   }
   store_sums<both>(out);
+  beside.rest();
 }
 
 template <Words w, class Work>
@@ -106,27 +150,6 @@ TW_INLINE void multiply(int mr, int64_t lines, const void* a, const void* b, voi
 
 int64_t steps_of(int64_t lines) {
   return (lines + kTileLines - 1) / kTileLines;
-}
-
-void multiply_bf16(int mr, int64_t kc, const void* a, const void* b, void* out,
-                   const GemmAside& aside) {
-  Beside<Vec, nullptr> beside(aside, steps_of(kc), 1);
-  multiply<Words::bf16>(mr, kc, a, b, out, beside);
-}
-template <Words w>
-void multiply_bytes(int mr, int64_t kc, const void* a, const void* b, void* out,
-                    const GemmAside& aside) {
-  const int64_t lines = (kc + 1) / 2;
-  Beside<VecU, quads_of_pairs> beside(aside, steps_of(lines), 2);
-  multiply<w>(mr, lines, a, b, out, beside);
-}
-
-void tile_bf16(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
-  multiply_bf16(mr, kc, a, b, out, {});
-}
-template <Words w>
-void tile_bytes(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
-  multiply_bytes<w>(mr, kc, a, b, out, {});
 }
 
 // --- A: lines of 64 bytes along K, zero beyond the matrix ----------------------------------------
@@ -156,65 +179,87 @@ TW_INLINE void put_columns(const E* src, int64_t step, int64_t n, char* to) {
   for (int i = 0; i < kWidth; ++i) memcpy(to + 64 * i, &words[i], 64);
 }
 
+// A row along K into its line of each step.
 template <class E>
-TW_INLINE void put_row(const E* src, int64_t step, int64_t n, char* to) {
-  if (step == 1 && n == kStepElements<E>) {
-    memcpy(to, src, 64);
-    return;
+TW_INLINE void put_row(const E* src, int64_t step, int64_t count, char* to) {
+  constexpr int64_t n = kStepElements<E>;
+  int64_t k = 0;
+  if (step == 1) {
+    for (; k + n <= count; k += n, to += kStepBytes) memcpy(to, src + k, 64);
   }
-  E line[kStepElements<E>] = {};
-  for (int64_t k = 0; k < n; ++k) line[k] = src[k * step];
-  memcpy(to, line, 64);
+  for (; k < count; k += n, to += kStepBytes) {
+    E line[n] = {};
+    for (int64_t e = 0; e < n && k + e < count; ++e) line[e] = src[(k + e) * step];
+    memcpy(to, line, 64);
+  }
 }
 
-// Rows [0, mr) of src, `left` elements of K or kc * per_word, whichever is less.
+// Where the rows are contiguous in memory, they are read one after the other. Where their neighbours
+// are, the parts are steps of K.
 template <class E>
-void pack_rows(const E* src, int64_t line, int64_t step, int mr, int64_t count, int64_t steps,
-               char* panel) {
-  for (int tile = 0; tile < 2; ++tile) {
-    const int rows = mr - kTileLines * tile < 0            ? 0
-                     : mr - kTileLines * tile > kTileLines ? kTileLines
-                                                           : mr - kTileLines * tile;
-    const E* first = src + kTileLines * tile * line;
-    for (int64_t t = 0; t < steps; ++t) {
-      char* const to = panel + t * kStepBytes + tile * kTileBytes;
+void pack_rows(const RowPanel& p, int64_t from, int64_t to) {
+  const int64_t left = p.K - 2 * p.k, count = 2 * p.kc < left ? 2 * p.kc : left;
+  const int64_t steps = (count + kStepElements<E> - 1) / kStepElements<E>;
+  const auto src = static_cast<const E*>(p.a.data) + p.i * p.a.row + 2 * p.k * p.a.col;
+  const auto panel = static_cast<char*>(p.panel);
+  if (p.a.row == 1 && p.a.col != 1 && p.mr == MR) {
+    for (int64_t t = steps * from / MR; t < steps * to / MR; ++t) {
       const int64_t at = t * kStepElements<E>;
-      const int64_t n = count - at < kStepElements<E> ? count - at : kStepElements<E>;
-      if (line == 1 && step != 1 && rows == kTileLines) {
-        put_columns(first + at * step, step, n, to);
-        continue;
-      }
-      for (int i = 0; i < rows; ++i) put_row(first + i * line + at * step, step, n, to + 64 * i);
-      memset(to + 64 * rows, 0, size_t(64 * (kTileLines - rows)));
+      const E* const first = src + at * p.a.col;
+      char* const lines = panel + t * kStepBytes;
+      put_columns(first, p.a.col, count - at, lines);
+      put_columns(first + kTileLines, p.a.col, count - at, lines + kTileBytes);
+    }
+    return;
+  }
+  for (int64_t i = from; i < to; ++i) {
+    char* const lines = panel + i / kTileLines * kTileBytes + i % kTileLines * 64;
+    if (i < p.mr) {
+      put_row(src + i * p.a.row, p.a.col, count, lines);
+    } else {
+      for (int64_t t = 0; t < steps; ++t) memset(lines + t * kStepBytes, 0, 64);
     }
   }
 }
 
 template <class E>
-void pack(const Matrix& a, int64_t i, int mr, int64_t k, int64_t count, int64_t K, void* panel) {
-  if (count > K - k) count = K - k;
-  const int64_t steps = (count + kStepElements<E> - 1) / kStepElements<E>;
-  pack_rows(static_cast<const E*>(a.data) + i * a.row + k * a.col, a.row, a.col, mr, count, steps,
-            static_cast<char*>(panel));
+void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
+  pack_rows<E>({a, i, mr, k, kc, K, panel}, 0, MR);
 }
 
-void pack_bf16(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
-  pack<uint16_t>(a, i, mr, 2 * k, 2 * kc, K, panel);
+// --- both, with the rest between -----------------------------------------------------------------
+
+void multiply_bf16(int mr, int64_t kc, const void* a, const void* b, void* out,
+                   const GemmAside& aside) {
+  Beside<Vec, pack_rows<uint16_t>, prepare_bf16, 1> beside(aside, steps_of(kc));
+  multiply<Words::bf16>(mr, kc, a, b, out, beside);
 }
-void pack_bytes(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
-  pack<uint8_t>(a, i, mr, 2 * k, 2 * kc, K, panel);
+template <Words w>
+void multiply_bytes(int mr, int64_t kc, const void* a, const void* b, void* out,
+                    const GemmAside& aside) {
+  const int64_t lines = (kc + 1) / 2;
+  Beside<VecU, pack_rows<uint8_t>, prepare_bytes, 2> beside(aside, steps_of(lines));
+  multiply<w>(mr, lines, a, b, out, beside);
+}
+
+void tile_bf16(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+  multiply_bf16(mr, kc, a, b, out, {});
+}
+template <Words w>
+void tile_bytes(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+  multiply_bytes<w>(mr, kc, a, b, out, {});
 }
 
 template <Words w>
 GemmKernels bytes_kernels(const GemmKernels& pairs) {
   GemmKernels g = pairs;
-  g.names = {"gemm_s8_tiles", "gemm_s8_tiles_packed", nullptr, nullptr};
+  g.names = {"gemm_s8_tiles", "gemm_s8_tiles_packed", "gemm_s8_tiles_in_place", nullptr};
   g.units = "AMX tiles";
   g.MR = MR, g.KC = 512, g.MC = 256, g.NT = 1024;
   g.a_bytes = 2, g.k_step = 32;
   g.tile = tile_bytes<w>, g.tile_beside = multiply_bytes<w>, g.add_tile = add_sums<VecU>,
-  g.pack_a = pack_bytes;
-  g.prepare = quads_of_pairs, g.prepared_bytes = 2;
+  g.pack_a = pack_a<uint8_t>, g.pack_rows = pack_rows<uint8_t>;
+  g.prepare = prepare_bytes, g.prepared_bytes = 2;
   g.begin = begin_tiles, g.end = end_tiles;
   return g;
 }
@@ -226,9 +271,10 @@ void fill_gemm_amx(KernelTable& table) {
   g.MR = MR, g.KC = 256, g.MC = 256, g.NT = 1024;
   g.k_step = 16;
   g.tile = tile_bf16, g.tile_beside = multiply_bf16, g.add_tile = add_sums<Vec>,
-  g.pack_a = pack_bf16;
+  g.pack_a = pack_a<uint16_t>, g.pack_rows = pack_rows<uint16_t>;
+  g.prepare = prepare_bf16, g.prepared_bytes = 4, g.reads_packed = true;
   g.begin = begin_tiles, g.end = end_tiles;
-  g.names = {"gemm_bf16_tiles", "gemm_bf16_tiles_packed", nullptr, nullptr};
+  g.names = {"gemm_bf16_tiles", "gemm_bf16_tiles_packed", "gemm_bf16_tiles_in_place", nullptr};
   g.units = "AMX tiles";
   table.gemm_s8_once = bytes_kernels<Words::s8>(table.gemm_s8);
   table.gemm_u8_once = bytes_kernels<Words::u8>(table.gemm_u8);

@@ -83,8 +83,30 @@ void pack_b(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t, 
   pack(b, k * b.row + j * b.col, b.col, b.row, NR, nr, kc, panel);
 }
 
+// The common case without a look at each vector's place: whole lines, neighbours in memory.
+template <class T>
+void store_lines(const float* acc, int mr, T* to, int64_t row, const float* bias) {
+  Vec shift[kVectors] = {};
+  if (bias) {
+    for (int v = 0; v < kVectors; ++v) shift[v] = load(bias + v * kWidth);
+  }
+  for (int i = 0; i < mr; ++i, acc += NR, to += row) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec y = load(acc + v * kWidth);
+      store(to + v * kWidth, bias ? y + shift[v] : y);
+    }
+  }
+}
+
 void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const Epilogue& e) {
   const auto acc = static_cast<const float*>(tile);
+  if (nr == NR && e.out.col == 1 && e.alpha == 1.0f && e.activation == Activation::none &&
+      !e.residual.data) {
+    const float* const bias = e.bias ? e.bias + j0 : nullptr;
+    return with_type(
+        e.out, [&](auto* p) { store_lines(acc, mr, p + i0 * e.out.row + j0, e.out.row, bias); });
+  }
   for (int i = 0; i < mr; ++i) {
     for (int j = 0; j < nr; j += kWidth) {
       const int n = nr - j < kWidth ? nr - j : kWidth;

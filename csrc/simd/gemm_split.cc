@@ -59,64 +59,89 @@ int64_t steps_of(int64_t kc) {
   return (kc + kStep - 1) / kStep;
 }
 
-// Rows [0, count) and elements [0, n) of K, a row a vector; zeros around them.
+// Elements [k, k + kWidth) of a row of `count`; zeros beyond.
 template <class T>
-TW_INLINE void read_rows(const T* src, int64_t line, int64_t step, int count, int64_t n,
-                         Vec (&rows)[kWidth]) {
-  if (step == 1) {
-    for (int i = 0; i < kWidth; ++i) {
-      rows[i] = i >= count || n <= 0 ? Vec{}
-                : n >= kWidth        ? load(src + i * line)
-                                     : load_partial(src + i * line, n);
-    }
-  } else if (line == 1 && count == kWidth) {
-    for (int k = 0; k < kWidth; ++k) rows[k] = k < n ? load(src + k * step) : Vec{};
-    transpose(rows);
-  } else {
-    for (int i = 0; i < kWidth; ++i) {
-      rows[i] = Vec{};
-      for (int k = 0; i < count && k < n && k < kWidth; ++k) {
-        rows[i][k] = load_one(src + i * line + k * step);
-      }
-    }
-  }
+TW_INLINE Vec read_row(const T* src, int64_t step, int64_t k, int64_t count) {
+  if (k >= count) return Vec{};
+  return load_strided(src + k * step, step, int(count - k < kWidth ? count - k : kWidth));
 }
 
+// Row i of the panel, along K. Returns its largest |x|.
 template <int Terms, class T>
-void split_rows(const T* src, int64_t line, int64_t step, int mr, int64_t kc, char* panel) {
-  const int64_t steps = steps_of(kc);
+TW_INLINE float split_row(const T* src, int64_t step, int64_t count, char* to) {
+  Vec most = {};
+  for (int64_t k = 0; k < count; k += kStep, to += Terms * kTermBytes) {
+    const Vec left = read_row(src, step, k, count);
+    const Vec right = read_row(src, step, k + kWidth, count);
+    most = largest_of(largest_of(most, left), right);
+    store_line<Terms>(left, right, to);
+  }
+  return reduce_max(most);
+}
+
+// A step of 16 rows whose neighbours are contiguous in memory.
+template <int Terms, class T>
+TW_INLINE void split_columns(const T* src, int64_t step, int64_t count, char* to, float* largest,
+                             bool first) {
+  Vec left[kWidth], right[kWidth], most = first ? Vec{} : load(largest);
+  for (int k = 0; k < kWidth; ++k) {
+    left[k] = k < count ? load(src + k * step) : Vec{};
+    right[k] = k + kWidth < count ? load(src + (k + kWidth) * step) : Vec{};
+    most = largest_of(largest_of(most, left[k]), right[k]);
+  }
+  store(largest, most);
+  transpose(left);
+  transpose(right);
+  for (int i = 0; i < kWidth; ++i) store_line<Terms>(left[i], right[i], to + 64 * i);
+}
+
+// Where the rows are contiguous in memory, they are read one after the other. Where their neighbours
+// are, the parts are steps of K.
+template <int Terms, class T>
+void split_rows(const RowPanel& p, const T* src, int64_t from, int64_t to) {
+  const int64_t steps = steps_of(p.kc);
+  const auto panel = static_cast<char*>(p.panel);
   const auto largest = reinterpret_cast<float*>(panel + steps * Terms * kTermBytes);
-  for (int half = 0; half < 2; ++half) {
-    const int count = mr - kWidth * half;
-    const T* const first = src + kWidth * half * line;
-    Vec most[kWidth] = {};
-    for (int64_t k = 0; k < kc; k += kStep) {
-      Vec left[kWidth], right[kWidth];
-      read_rows(first + k * step, line, step, count, kc - k, left);
-      read_rows(first + (k + kWidth) * step, line, step, count, kc - k - kWidth, right);
-      char* to = panel + k / kStep * Terms * kTermBytes + half * kTileBytes;
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) {
-        most[i] = largest_of(largest_of(most[i], left[i]), right[i]);
-        store_line<Terms>(left[i], right[i], to + i * 64);
+  if (p.a.row == 1 && p.a.col != 1 && p.mr == MR) {
+    for (int64_t t = steps * from / MR; t < steps * to / MR; ++t) {
+      const T* const first = src + t * kStep * p.a.col;
+      char* const lines = panel + t * Terms * kTermBytes;
+      for (int half = 0; half < 2; ++half) {
+        split_columns<Terms>(first + half * kWidth, p.a.col, p.kc - t * kStep,
+                             lines + half * kTileBytes, largest + half * kWidth, t == 0);
       }
     }
-    for (int i = 0; i < kWidth; ++i) largest[kWidth * half + i] = reduce_max(most[i]);
+    return;
+  }
+  for (int64_t i = from; i < to; ++i) {
+    char* const lines = panel + i / kWidth * kTileBytes + i % kWidth * 64;
+    if (i < p.mr) {
+      largest[i] = split_row<Terms>(src + i * p.a.row, p.a.col, p.kc, lines);
+      continue;
+    }
+    largest[i] = 0.0f;
+    for (int64_t t = 0; t < steps * Terms; ++t) memset(lines + t * kTermBytes, 0, 64);
   }
 }
 
 template <int Terms>
-void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t, void* panel) {
-  with_type(a, [&](const auto* p) {
-    split_rows<Terms>(p + i * a.row + k * a.col, a.row, a.col, mr, kc, static_cast<char*>(panel));
+void pack_rows(const RowPanel& p, int64_t from, int64_t to) {
+  with_type(p.a, [&](const auto* data) {
+    split_rows<Terms>(p, data + p.i * p.a.row + p.k * p.a.col, from, to);
   });
+}
+
+template <int Terms>
+void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
+  pack_rows<Terms>({a, i, mr, k, kc, K, panel}, 0, MR);
 }
 
 // Floats (kc, NR) with rows ldb apart, into pairs along K of each term.
 template <int Terms>
-void prepare(int64_t from, int64_t end, int64_t kc, const void* b, int64_t ldb, void* panel) {
-  const auto src = static_cast<const float*>(b);
-  const auto to = static_cast<char*>(panel);
+void prepare(const ColumnPanel& p, int64_t from, int64_t end) {
+  const int64_t kc = p.kc, ldb = p.ldb;
+  const auto src = static_cast<const float*>(p.b);
+  const auto to = static_cast<char*>(p.panel);
   Vec most[kVectors] = {};
   for (int64_t k = from; k < end; k += 2) {
     char* const line = to + k / kStep * Terms * kTermBytes + k % kStep / 2 * NR * 4;
@@ -190,12 +215,13 @@ TW_INLINE void step(const char* a, const char* b, Work& beside) {
 
 template <int TermsA, int TermsB, bool both>
 void multiply(int64_t kc, const char* a, const char* b, char* out, const GemmAside& aside) {
-  Beside<Vec, prepare<TermsB>> beside(aside, 2 * steps_of(kc), 2);
+  Beside<Vec, pack_rows<TermsA>, prepare<TermsB>, 2> beside(aside, 2 * steps_of(kc));
   clear_sums<both>();
   for (int64_t k = 0; k < kc; k += kStep, a += TermsA * kTermBytes, b += TermsB * kTermBytes) {
     step<TermsA, TermsB, both>(a, b, beside);
   }
   store_sums<both>(out);
+  beside.rest();
 }
 
 template <int TermsA, int TermsB>
@@ -220,10 +246,10 @@ GemmKernels kernels(const KernelTable& table, const GemmNames& names) {
   g.a_bytes = 2 * TermsA, g.prepared_bytes = 2 * TermsB;
   g.k_step = kStep;
   g.tile = tile<TermsA, TermsB>, g.tile_beside = tile_beside<TermsA, TermsB>;
-  g.add_tile = add_sums<Vec>, g.pack_a = pack_a<TermsA>, g.prepare = prepare<TermsB>;
+  g.add_tile = add_sums<Vec>, g.pack_a = pack_a<TermsA>, g.pack_rows = pack_rows<TermsA>;
+  g.prepare = prepare<TermsB>;
   g.begin = begin_tiles, g.end = end_tiles;
   g.exact = &table.gemm_f32, g.smallest = 0x1p-76f;
-  g.all_finite = table.attention.all_finite;
   return g;
 }
 

@@ -96,7 +96,10 @@ void store_integers(const uint32_t* acc, int64_t i0, int mr, int64_t j0, int nr,
   const auto base = static_cast<uint32_t*>(const_cast<void*>(out.data));
   for (int i = 0; i < mr; ++i) {
     uint32_t* p = base + (i0 + i) * out.row + j0 * out.col;
-    if (out.col == 1) {
+    if (out.col == 1 && nr == NR) {
+#pragma GCC unroll 2
+      for (int j = 0; j < NR; j += kWidth) store_words(p + j, load_words(acc + i * NR + j));
+    } else if (out.col == 1) {
       memcpy(p, acc + i * NR, size_t(nr) * 4);
     } else {
       for (int j = 0; j < nr; ++j) p[j * out.col] = acc[i * NR + j];

@@ -21,7 +21,7 @@ extern "C" __attribute__((visibility("default"))) int multiply(const float* a, c
   const auto lines = [&](int64_t n) { return std::vector<Line>(size_t(n / 64 + 4)); };
   auto panel_a = lines(kc * g.MR * g.a_bytes), panel_b = lines(kc * g.NR * g.prepared_bytes);
   g.pack_a({a, DType::f32, K, 1}, 0, g.MR, 0, K, K, panel_a.data());
-  g.prepare(0, kc, K, b, g.NR, panel_b.data());
+  g.prepare({b, g.NR, K, K, true, panel_b.data()}, 0, kc);
   g.begin();
   g.tile(g.MR, K, panel_a.data(), panel_b.data(), g.NR, out);
   g.end();

@@ -69,14 +69,14 @@ void multiply(const GemmKernels& g, int mr, int64_t kc, const void* a, const voi
   g.tile(mr, kc, a, b, g.NR, tile);
   if (g.end) g.end();
 }
-void prepare(const GemmKernels& g, int64_t kc, const void* b, void* panel) {
-  const int64_t words = (kc + g.k_step - 1) / g.k_step * g.k_step;
-  for (int64_t k = 0; k < words; k += g.k_step) g.prepare(k, k + g.k_step, kc, b, g.NR, panel);
+void prepare(const GemmKernels& g, const ColumnPanel& p) {
+  for (int64_t k = 0; k < p.kc; k += g.k_step) g.prepare(p, k, k + g.k_step);
 }
 
 // pack_a, pack_b and tile for one size: the product of the panels is the product of the matrices.
+// in_place: panels of B are prepared from the matrix's rows.
 void check_product(const GemmKernels& g, DType ta, DType tb, int mr, int nr, int64_t K,
-                   Layout layout) {
+                   Layout layout, bool in_place = false) {
   const int64_t kc = (K + g.k_per_word - 1) / g.k_per_word;
   const Source a(ta, mr, K, layout, 1), b(tb, K, nr, layout, 2);
   const int64_t a_bytes = a_panel_bytes(g, kc), b_bytes = kc * g.NR * g.b_bytes;
@@ -87,8 +87,13 @@ void check_product(const GemmKernels& g, DType ta, DType tb, int mr, int nr, int
   tighten(packed_a, tight_a, a_bytes);
   tighten(packed_b, tight_b, b_bytes);
   const Guarded prepared(b_panel_bytes(g, kc));
-  if (g.prepare) prepare(g, kc, tight_b.as<void>(), prepared.as<void>());
-  multiply(g, mr, kc, tight_a.as<void>(), g.prepare ? prepared.as<void>() : tight_b.as<void>(),
+  const bool prepares = g.prepare && (in_place || !g.reads_packed);
+  if (in_place) {
+    prepare(g, {b.matrix.data, b.matrix.row, kc, K, true, prepared.as<void>()});
+  } else if (prepares) {
+    prepare(g, {tight_b.as<void>(), g.NR, kc, K, false, prepared.as<void>()});
+  }
+  multiply(g, mr, kc, tight_a.as<void>(), prepares ? prepared.as<void>() : tight_b.as<void>(),
            tile.as<void>());
   const DType sum_type = tb == DType::s8 ? DType::s32 : DType::f32;
   bool equal = true;
@@ -138,36 +143,64 @@ void check_weights(const KernelTable& table, int bits, bool offsets, int64_t K, 
   CHECK(equal);
 }
 
-void check_beside(const GemmKernels& g) {
+void fill(const Guarded& x, int64_t bytes, int value) {
+  std::memset(x.as<void>(), value, size_t(bytes));
+}
+bool same(const Guarded& x, const Guarded& y, int64_t bytes) {
+  return std::memcmp(x.as<void>(), y.as<void>(), size_t(bytes)) == 0;
+}
+
+// All of an aside beside a tile, against each alone. ta, tb: of the matrices; t: of the output.
+void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, bool last) {
   const int64_t tile_bytes = int64_t(g.MR) * g.NR * 4;
-  for (const int64_t kc : {int64_t(1), int64_t(g.k_step) + 1, int64_t(g.KC)}) {
-    const int64_t bytes = b_panel_bytes(g, kc);
-    const Guarded a(a_panel_bytes(g, kc)), b(bytes), words(kc * g.NR * g.b_bytes);
-    const Guarded before(tile_bytes), sum(tile_bytes), want_sum(tile_bytes);
-    const Guarded tile(tile_bytes), want(tile_bytes), panel(bytes), want_panel(bytes);
-    std::memset(a.as<void>(), 1, size_t(a_panel_bytes(g, kc)));
-    std::memset(b.as<void>(), 1, size_t(bytes));
-    std::memset(words.as<void>(), 2, size_t(kc * g.NR * g.b_bytes));
-    std::memset(before.as<void>(), 3, size_t(tile_bytes));
-    for (const Guarded* x : {&sum, &want_sum}) std::memset(x->as<void>(), 4, size_t(tile_bytes));
-    for (const Guarded* x : {&panel, &want_panel}) std::memset(x->as<void>(), 5, size_t(bytes));
-    const int64_t lines = (kc + g.k_step - 1) / g.k_step * g.k_step;
+  for (const int64_t kc : {int64_t(0), int64_t(1), int64_t(g.k_step) + 1, int64_t(g.KC)}) {
+    const int64_t K = kc * g.k_per_word, a_bytes = a_panel_bytes(g, kc);
+    const int64_t b_bytes = b_panel_bytes(g, kc);
+    const Guarded a(a_bytes), b(b_bytes), before(tile_bytes), sum(tile_bytes);
+    const Guarded want_before(tile_bytes), want_sum(tile_bytes), tile(tile_bytes), want(tile_bytes);
+    const Guarded next_a(a_bytes), want_a(a_bytes), next_b(b_bytes), want_b(b_bytes);
+    fill(a, a_bytes, 1), fill(b, b_bytes, 1);
+    for (const Guarded* x : {&before, &want_before}) fill(*x, tile_bytes, 3);
+    for (const Guarded* x : {&sum, &want_sum}) fill(*x, tile_bytes, 4);
+    for (const Guarded* x : {&next_a, &want_a}) fill(*x, a_bytes, 5);
+    for (const Guarded* x : {&next_b, &want_b}) fill(*x, b_bytes, 5);
+    const int mr = g.MR - 1, nr = g.NR;
+    const Source rows(ta, mr, K, Layout::rows, 1), columns(tb, K, nr, Layout::rows, 2);
+    const Source out(t, mr, nr, Layout::rows, 6), want_out(t, mr, nr, Layout::rows, 6);
+
+    Epilogue e;
+    e.out = want_out.matrix;
+    g.add_tile(false, want_before.as<void>(), want_sum.as<void>());
+    if (last) {  // complete sums stay in the tile
+      std::memcpy(want_before.as<void>(), want_sum.as<void>(), size_t(mr * g.NR) * 4);
+      fill(want_sum, tile_bytes, 4);
+      g.store(want_before.as<void>(), 0, mr, 0, nr, e);
+    } else {
+      const int64_t done = int64_t(mr) * g.NR * 4;
+      std::memcpy(want_sum.as<char>() + done, sum.as<char>() + done, size_t(tile_bytes - done));
+    }
+    g.pack_a(rows.matrix, 0, mr, 0, kc, K, want_a.as<void>());
+    prepare(g, {columns.matrix.data, nr, kc, K, true, want_b.as<void>()});
+    multiply(g, g.MR, kc, a.as<void>(), b.as<void>(), want.as<void>());
+
+    e.out = out.matrix;
     GemmAside aside;
     aside.tile = before.as<void>(), aside.sum = sum.as<void>();
-    aside.ahead = {words.as<char>(), kc, g.NR * g.b_bytes, g.NR * g.b_bytes};
-    if (g.prepare) {
-      aside.panel = panel.as<void>(), aside.to = lines, aside.kc = kc;
-      aside.b = words.as<void>(), aside.ldb = g.NR;
-      g.prepare(0, lines, kc, words.as<void>(), g.NR, want_panel.as<void>());
-    }
-    g.add_tile(false, before.as<void>(), want_sum.as<void>());
-    multiply(g, g.MR, kc, a.as<void>(), b.as<void>(), want.as<void>());
+    if (last) aside.epilogue = &e;
+    aside.store = g.store, aside.mr = mr, aside.nr = nr;
+    aside.rows = {rows.matrix, 0, mr, 0, kc, K, next_a.as<void>()};
+    aside.columns = {columns.matrix.data, nr, kc, K, true, next_b.as<void>()};
+    aside.columns_to = (kc + g.k_step - 1) / g.k_step * g.k_step;
+    aside.ahead[0] = {a.as<char>(), 1, a_bytes, a_bytes};
     g.begin();
     g.tile_beside(g.MR, kc, a.as<void>(), b.as<void>(), tile.as<void>(), aside);
     g.end();
-    CHECK(std::memcmp(tile.as<void>(), want.as<void>(), size_t(tile_bytes)) == 0);
-    CHECK(std::memcmp(sum.as<void>(), want_sum.as<void>(), size_t(tile_bytes)) == 0);
-    CHECK(std::memcmp(panel.as<void>(), want_panel.as<void>(), size_t(bytes)) == 0);
+    CHECK(same(tile, want, tile_bytes));
+    CHECK(same(before, want_before, tile_bytes));
+    CHECK(same(sum, want_sum, tile_bytes));
+    CHECK(same(next_a, want_a, a_bytes));
+    CHECK(same(next_b, want_b, b_bytes));
+    CHECK(same(out.memory, want_out.memory, int64_t(mr) * nr * dtype_size(t)));
   }
 }
 
@@ -268,13 +301,32 @@ TEST(panels_for_matrix_units_multiply_right) {
   });
 }
 
+// Panels of B that are prepared from the matrix's own rows.
+TEST(rows_in_place_multiply_right) {
+  const auto check = [](const GemmKernels& g, DType ta, DType tb) {
+    if (!g.prepare) return;
+    for (const int64_t K : depths(g)) {
+      for (const int mr : {1, g.MR}) check_product(g, ta, tb, mr, g.NR, K, Layout::rows, true);
+    }
+  };
+  test::for_each_level([&](const KernelTable& table) {
+    check(table.gemm_bf16, DType::bf16, DType::bf16);
+    check(table.gemm_s8_once, DType::s8, DType::s8);
+    check(table.gemm_u8_once, DType::u8, DType::s8);
+    for (const GemmKernels& g : table.gemm_split) check(g, DType::f32, DType::f32);
+  });
+}
+
 // A tile with the rest between its instructions gives the bits of one after the other.
 TEST(work_beside_a_tile_is_done) {
   test::for_each_level([](const KernelTable& table) {
-    const GemmKernels* const families[] = {&table.gemm_bf16, &table.gemm_s8_once,
-                                           &table.gemm_split[0], &table.gemm_split[2]};
-    for (const GemmKernels* g : families) {
-      if (g->tile_beside) check_beside(*g);
+    for (const bool last : {false, true}) {
+      const auto check = [&](const GemmKernels& g, DType ta, DType tb, DType t) {
+        if (g.tile_beside) check_beside(g, ta, tb, t, last);
+      };
+      check(table.gemm_bf16, DType::bf16, DType::bf16, DType::bf16);
+      check(table.gemm_s8_once, DType::s8, DType::s8, DType::s32);
+      for (const GemmKernels& g : table.gemm_split) check(g, DType::f32, DType::f32, DType::f32);
     }
   });
 }
