@@ -46,7 +46,7 @@ Products::Products(const AttentionProblem& p, const View& more, const KernelTabl
 
 Lanes Lanes::prepare(const float* x, int64_t kc, const GemmKernels& g, float smallest, void* to) {
   if (!g.prepare) return {x, x, nullptr};
-  g.prepare(0, (kc + g.k_step - 1) / g.k_step * g.k_step, kc, x, g.NR, to);
+  g.prepare({x, g.NR, kc, kc, true, to}, 0, (kc + g.k_step - 1) / g.k_step * g.k_step);
   const auto largest =
       reinterpret_cast<const float*>(static_cast<char*>(to) + g.prepared_panel_bytes(kc)) - g.NR;
   bool any = false;

@@ -172,17 +172,19 @@ class Beside {
   TW_INLINE void finish(int from, int to) {
     V* const tile = static_cast<V*>(a_.tile);
     V* const sum = static_cast<V*>(a_.sum);
+    if (!a_.epilogue) {
+      if (a_.first) {
+        for (int v = 2 * from; v < 2 * to; ++v) sum[v] = tile[v];
+      } else {
+        for (int v = 2 * from; v < 2 * to; ++v) sum[v] = sum[v] + tile[v];
+      }
+      return;
+    }
     VecI bad = {};
     for (int v = 2 * from; v < 2 * to; ++v) {
-      const V x = a_.first ? tile[v] : sum[v] + tile[v];
-      if (!a_.epilogue) {
-        sum[v] = x;
-      } else {
-        if (!a_.first) tile[v] = x;
-        bad |= not_finite(x);
-      }
+      if (!a_.first) tile[v] = sum[v] + tile[v];
+      bad |= not_finite(tile[v]);
     }
-    if (!a_.epilogue) return;
     if (a_.unstored) {
       const uint32_t these = (uint32_t(1) << (to - 1) << 1) - (uint32_t(1) << from);
       if (any(bad)) *a_.unstored |= these;
