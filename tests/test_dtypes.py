@@ -236,3 +236,20 @@ def test_files_keep_both_16_bit_floats(tmp_path, rng):
     linear.load_state_dict({"weight": back["bfloat16"]})  # converted to the layer's own
     assert linear.weight.dtype == F16
     assert harness.same_bits(linear.weight.data, weights["bfloat16"].astype(F16))
+
+
+@pytest.mark.parametrize("target", [np.float16, ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("source", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_conversion_is_numpys_whatever_the_contents_and_strides(source, target, rng):
+    bits = rng.integers(0, 2**32, (40, 70), dtype=np.uint64).astype(np.uint32)
+    x = bits.view(np.float32)
+    x[0, :8] = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11]
+    with np.errstate(all="ignore"):
+        x = x.astype(source)
+        for view in (x, x.T, x[::-2, 3::5], x[:, :1], x[:0]):
+            want = view.astype(target)
+            got = tw.tensor(view).to(target).data
+            assert got.dtype == want.dtype
+            np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))
+            finite = ~np.isnan(want.astype(np.float32))
+            np.testing.assert_array_equal(np.signbit(got)[finite], np.signbit(want)[finite])

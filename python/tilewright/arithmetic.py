@@ -19,7 +19,7 @@ from tilewright import _core
 from tilewright.device import Device, as_array, device_of, is_array, moved
 from tilewright.errors import ShapeError
 from tilewright.recording import current
-from tilewright.registry import Context, Op, rule
+from tilewright.registry import Context, Op, converted, rule
 from tilewright.tensor import check_dtype, is_float
 
 # Operands ------------------------------------------------------------------------------------
@@ -525,10 +525,10 @@ class astype:
     @staticmethod
     def forward(ctx: Context, x: Any, dtype: Any) -> Any:
         ctx.save(x.dtype)
-        y = x.astype(dtype)
+        y = converted(x, dtype)
         check_dtype("to", "dtype", y)
         return y
 
     @staticmethod
     def backward(ctx: Context, dy: Any) -> Any:
-        return dy.astype(ctx.saved[0])
+        return converted(dy, ctx.saved[0])

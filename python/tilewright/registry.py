@@ -29,12 +29,15 @@ import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from tilewright import _core
 from tilewright.autograd import NO_TAPE, Context, apply
 from tilewright.errors import DtypeError, ShapeError
 from tilewright.interop import PLAIN
+
+_FLOATS = {np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)}
 
 
 class Cost(NamedTuple):
@@ -226,6 +229,22 @@ def empty_in_order(like: Any, dtype: Any, shape: tuple[int, ...] | None = None) 
     return made if order == sorted(order) else made.transpose(np.argsort(order))
 
 
+def converted(x: Any, dtype: Any) -> Any:
+    """Return x in a float dtype, each element rounded once; x itself where it has the dtype.
+
+    NumPy takes several ns an element to and from bfloat16. The kernel for copies converts, and a
+    program has a place for it.
+    """
+    dtype = np.dtype(dtype)
+    if x.dtype == dtype:
+        return x
+    if type(x) is not np.ndarray or not {x.dtype, dtype} <= _FLOATS or x.ndim == 0:
+        return x.astype(dtype)
+    y = empty_in_order(x, dtype)
+    _core.sum(x, None, y)
+    return y
+
+
 def empty_for(out: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Return ``out`` where the caller gave one, else a fresh array."""
     return _core.empty(shape, dtype) if out is None else out
@@ -247,6 +266,7 @@ __all__ = [
     "Cost",
     "Op",
     "Reference",
+    "converted",
     "empty_for",
     "empty_in_order",
     "op",

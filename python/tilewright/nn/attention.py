@@ -14,7 +14,7 @@ from tilewright.nn import init
 from tilewright.nn.linear import Linear
 from tilewright.nn.module import Module, Parameter, tw
 from tilewright.nn.pack import TransposedWeight
-from tilewright.registry import Context, rule
+from tilewright.registry import Context, converted, rule
 
 
 def split_heads(packed: Any, count: int, heads: int) -> tuple[Any, ...]:
@@ -53,7 +53,7 @@ class _SelfAttention:
         lse = _core.empty((B, heads, T), np.float32) if ctx.needs else None
         _core.attention_forward(q, k, v, mask, None, causal, scale, out, lse, latency=latency)
         ctx.save(qkv, heads, causal, mask, scale, y, lse, latency)
-        return y.astype(qkv.dtype, copy=False)
+        return converted(y, qkv.dtype)
 
     @staticmethod
     def backward(ctx: Context, dy: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from tilewright import _core, random
 from tilewright.errors import ShapeError, UnsupportedError
 from tilewright.kvcache import CacheLayer
-from tilewright.registry import Context, Cost, Reference, empty_for, op, outs_for
+from tilewright.registry import Context, Cost, Reference, converted, empty_for, op, outs_for
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -113,7 +113,7 @@ class attention:
         _core.attention_forward(q, k, v, mask, kv_lengths, causal, scale, given, lse, **options)
         if ctx.needs:
             ctx.save(q, k, v, mask, kv_lengths, causal, scale, given, lse, options)
-        result = given.astype(dtype) if exact else given
+        result = converted(given, dtype) if exact else given
         return (result, lse) if return_lse else result
 
     @staticmethod

@@ -9,7 +9,7 @@ import numpy as np
 
 from tilewright import _core
 from tilewright.ops.attention import attention, score_options
-from tilewright.registry import Context, Cost, Reference, empty_for, op, outs_for
+from tilewright.registry import Context, Cost, Reference, converted, empty_for, op, outs_for
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -95,7 +95,7 @@ class attention_varlen:
         arguments = (q, k, v, cu_seqlens_q, cu_seqlens_k, causal, scale, given, lse)
         _core.attention_varlen_forward(*arguments, **options)
         ctx.save(*arguments, options)
-        result = given.astype(dtype) if exact else given
+        result = converted(given, dtype) if exact else given
         return (result, lse) if return_lse else result
 
     @staticmethod

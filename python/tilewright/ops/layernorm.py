@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from tilewright import _core
-from tilewright.registry import Context, Cost, Reference, op, outs_for, rows_of
+from tilewright.registry import Context, Cost, Reference, converted, op, outs_for, rows_of
 
 
 @op(grads=("x", "gamma", "beta", "residual"))
@@ -83,7 +83,7 @@ class layernorm:
             dx if "x" in ctx.needs else None,
             dgamma,
             dbeta,
-            dx.astype(kept, copy=False) if "residual" in ctx.needs else None,
+            converted(dx, kept) if "residual" in ctx.needs else None,
         )
 
     @staticmethod

@@ -14,7 +14,7 @@ from tilewright.errors import UnsupportedError
 from tilewright.interop import PLAIN
 from tilewright.ops.activations import REFERENCES
 from tilewright.packed import PackedMatrix
-from tilewright.registry import Context, Cost, Op, Reference, op
+from tilewright.registry import Context, Cost, Op, Reference, converted, op
 
 ndarray = np.ndarray
 
@@ -106,7 +106,7 @@ class matmul:
             none = np.empty((0, b.shape[1]), np.float32) if packed else _no_rows(b)
             _product(a[..., :0], none, residual=residual, out_dtype=np.float32)
             np.add(y, residual, out=y, dtype=np.float32)
-        return y.astype(out_dtype or _core.result_dtype(a, b), copy=False)
+        return converted(y, out_dtype or _core.result_dtype(a, b))
 
     @staticmethod
     def backward(ctx: Context, dy: Any) -> tuple[Any, ...]:
@@ -114,7 +114,7 @@ class matmul:
         dz = dy
         if z is not None:
             dz = _core.empty_like(z)
-            _core.activation_backward(z, dy.astype(z.dtype, copy=False), dz, activation)
+            _core.activation_backward(z, converted(dy, z.dtype), dz, activation)
         da = db = dbias = dresidual = None
         if {"a", "b"} & ctx.needs:
             # 1-D operands as the matrices they stand for
@@ -132,7 +132,7 @@ class matmul:
             dbias = _core.empty_like(bias)
             _core.sum_rows(as_rows(dz[..., None] if len(b.shape) == 1 else dz), dbias)
         if "residual" in ctx.needs:
-            dresidual = dy.astype(residual_dtype, copy=False)
+            dresidual = converted(dy, residual_dtype)
         return da, db, dbias, dresidual
 
     @staticmethod

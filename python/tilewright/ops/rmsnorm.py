@@ -8,7 +8,7 @@ import numpy as np
 
 from tilewright import _core
 from tilewright.ops.layernorm import layernorm, stored, tangent_size
-from tilewright.registry import Context, Cost, Reference, op, outs_for, rows_of
+from tilewright.registry import Context, Cost, Reference, converted, op, outs_for, rows_of
 
 
 @op(grads=("x", "gamma", "residual"))
@@ -79,7 +79,7 @@ class rmsnorm:
         return (
             dx if "x" in ctx.needs else None,
             dgamma,
-            dx.astype(kept, copy=False) if "residual" in ctx.needs else None,
+            converted(dx, kept) if "residual" in ctx.needs else None,
         )
 
     @staticmethod
