@@ -47,14 +47,15 @@ def counted(stats):
 
 
 def test_the_kernel_of_a_product_follows_from_its_operands(isa):
-    x, few = ones(40, 30), ones(2, 30)
-    assert only_call(tw.matmul, x, ones(30, 50)).kernel == "gemm_f32"
-    assert only_call(tw.matmul, few, ones(30, 50)).kernel == "gemm_f32_in_place"
-    assert only_call(tw.matmul, few, ones(50, 30).T).kernel == "gemm_f32"
-    assert only_call(tw.matmul, x, tw.pack(ones(30, 50))).kernel == "gemm_f32_packed"
-    call = only_call(tw.matmul, x, ones(30, 50))
+    x, few, b = ones(40, 30), ones(2, 30), ones(30, 500)
+    assert only_call(tw.matmul, x, b).kernel == "gemm_f32"
+    assert only_call(tw.matmul, x, ones(30, 50)).kernel == "gemm_f32_in_place"  # so small
+    assert only_call(tw.matmul, few, b).kernel == "gemm_f32_in_place"
+    assert only_call(tw.matmul, few, ones(500, 30).T).kernel == "gemm_f32"
+    assert only_call(tw.matmul, x, tw.pack(b)).kernel == "gemm_f32_packed"
+    call = only_call(tw.matmul, x, b)
     assert call.op == "matmul"
-    assert call.shape == "1x40x50x30"
+    assert call.shape == "1x40x500x30"
     assert "in registers" in call.details["tile"]
     assert any("tw.pack" in note for note in call.notes)
     q = tw.quantize(ones(30, 50), axis=1)

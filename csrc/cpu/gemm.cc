@@ -40,7 +40,10 @@ constexpr int64_t kChunkBytes = 32 << 20;
 // Multiply-adds of a task for each lane of NR: about 10 ms at every level, which have NR in
 // proportion to their speed.
 constexpr int64_t kTaskWork = 1 << 24;
-constexpr int kFewRows = 4;  // up to here B is read in place where its rows are contiguous
+// Up to here B is read in place where its rows are contiguous: so few rows don't repay packing, and
+// so small a matrix stays in L1 as it is.
+constexpr int kFewRows = 4;
+constexpr int64_t kSmallWords = 4096;
 
 // Bytes of N columns of KW words, packed.
 int64_t packed_bytes(int64_t KW, int64_t N, const GemmKernels& g) {
@@ -79,7 +82,8 @@ bool reads_in_place(const Gemm& p, const GemmKernels& g) {
   if (g.tile_beside) {
     return g.k_per_word > 1 ? p.M <= g.MC : p.b.dtype == DType::f32 && p.M <= 2 * g.MC;
   }
-  return p.M <= kFewRows && p.b.dtype == DType::f32 && g.k_per_word == 1;
+  if (p.b.dtype != DType::f32 || g.k_per_word != 1) return false;
+  return p.M <= kFewRows || p.K * p.N <= kSmallWords;
 }
 
 // How the output is cut into tasks: blocks as large as the caches allow, but two for each of the
@@ -192,7 +196,9 @@ void describe(const Gemm& p, const GemmKernels& g) {
   Trace::detail("blocks", std::to_string(blocks.row_blocks) + " x " +
                               std::to_string(blocks.col_blocks) + " of the output, at most " +
                               std::to_string(g.MC) + " x " + std::to_string(g.NT));
-  if (direct) Trace::note("b is read where it is: few rows, and its rows are contiguous");
+  if (direct)
+    Trace::note(
+        "b is read where it is: its rows are contiguous, and it is small or meets few rows");
   if (!direct && !p.packed) Trace::note("b is packed in every call: tw.pack(b) does it once");
 }
 
