@@ -38,7 +38,7 @@ import on_device
 import slopes
 import tilewright as tw
 import tolerance
-from tilewright.bench import registered
+from tilewright.bench.cases import registered
 from tilewright.device import running_on
 from tilewright.registry import OPS
 
