@@ -43,6 +43,18 @@ def test_memory_is_used_again_when_the_array_is_gone():
     assert tw.memory_stats().reused == before + 1
 
 
+def test_the_newest_of_several_is_used_first():
+    arrays = [_core.empty(LARGE, np.float32) for _ in range(3)]
+    for expected in (1, 0, 2):
+        where = address(arrays[expected])
+        for other in {0, 1, 2} - {expected}:
+            arrays[other] = None
+        arrays[expected] = None  # the last to go
+        arrays = [_core.empty(LARGE, np.float32)]
+        assert address(arrays[0]) == where
+        arrays += [_core.empty(LARGE, np.float32) for _ in range(2)]
+
+
 def test_what_a_view_shows_is_not_handed_out():
     x = np.ones(LARGE, np.float32)
     y = tw.relu(x)

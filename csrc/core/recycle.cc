@@ -35,13 +35,14 @@ struct Pool {
   }
   void end_use(size_t bytes) { in_use.fetch_sub(int64_t(bytes)); }
 
-  // The smallest kept block that fits and wastes at most a quarter.
+  // The smallest kept block that fits and wastes at most a quarter; of several the newest, which the
+  // caches may still hold.
   Header* take(size_t bytes) {
     auto best = kept.end();
     for (auto it = kept.begin(); it != kept.end(); ++it) {
       const size_t size = (*it)->bytes;
       if (size < bytes || size > bytes + bytes / 4) continue;
-      if (best == kept.end() || size < (*best)->bytes) best = it;
+      if (best == kept.end() || size <= (*best)->bytes) best = it;
     }
     if (best == kept.end()) return nullptr;
     Header* found = *best;
