@@ -80,36 +80,59 @@ bool is_interrupted(Clock::time_point now) {
   return stop;
 }
 
-// One region: a counter that hands out tasks. Lives on the caller's stack; the pool joins before it
-// goes.
+// One region: its tasks in shares of neighbours, one for each thread; who is done with its own helps
+// with the next. So a thread finds in its caches what the region before left there, where both walk
+// over the same operands. Lives on the caller's stack; the pool joins before it goes.
 struct Region {
-  int64_t tasks;
-  void (*call)(const void*, int64_t);
-  const void* context;
-  CallOptions options;  // of the caller: its workers' too
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> cancelled{false};
-  std::mutex error_mutex;
-  std::exception_ptr error;
+  static constexpr int kMostShares = 64;  // 4 KiB; beyond, threads have one together
 
-  void work() {
-    int64_t i;
-    while (!cancelled.load(std::memory_order_relaxed) &&
-           (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks) {
-      run(i);
+  Region(int64_t tasks, int threads, void (*body)(const void*, int64_t), const void* of_body)
+      : shares(std::min(threads, kMostShares)), call(body), context(of_body) {
+    for (int s = 0; s < shares; ++s) {
+      share[s].next.store(tasks * s / shares, std::memory_order_relaxed);
+      share[s].end = tasks * (s + 1) / shares;
     }
   }
 
-  // The caller's share: the same loop, with a look at Ctrl-C every kPollInterval.
-  void work_and_poll() {
-    if (!may_poll()) return work();
-    if (t_caller.polled == Clock::time_point{}) t_caller.polled = Clock::now();
-    int64_t i;
-    while (!cancelled.load(std::memory_order_relaxed) &&
-           (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks) {
-      run(i);
-      if (is_interrupted(Clock::now())) fail(std::make_exception_ptr(Interrupted{}));
+  struct alignas(64) Share {  // a line of its own: no two threads write to one while they are apart
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int shares;
+  void (*const call)(const void*, int64_t);
+  const void* const context;
+  const CallOptions options = call_options();  // of the caller: its workers' too
+  std::atomic<bool> cancelled{false};
+  std::mutex error_mutex;
+  std::exception_ptr error;
+  Share share[kMostShares];
+
+  // Tasks until none is left, from the share of this thread on (the caller's is the first);
+  // after_task() after each.
+  template <class AfterTask>
+  void work(int thread, const AfterTask& after_task) {
+    for (int s = 0; s < shares; ++s) {
+      Share& from = share[(thread + s) % shares];
+      int64_t i;
+      while (!cancelled.load(std::memory_order_relaxed) &&
+             (i = from.next.fetch_add(1, std::memory_order_relaxed)) < from.end) {
+        run(i);
+        after_task();
+      }
     }
+  }
+
+  void work(int thread) {
+    work(thread, [] {});
+  }
+
+  // The caller's part: the same, with a look at Ctrl-C every kPollInterval.
+  void work_and_poll() {
+    if (!may_poll()) return work(0);
+    if (t_caller.polled == Clock::time_point{}) t_caller.polled = Clock::now();
+    work(0, [&] {
+      if (is_interrupted(Clock::now())) fail(std::make_exception_ptr(Interrupted{}));
+    });
   }
 
   void run(int64_t i) {
@@ -175,6 +198,8 @@ class Pool {
 
  private:
   struct Worker {
+    explicit Worker(int n) : number(n) {}
+    const int number;          // from 1 on
     std::atomic<int> cpu{-1};  // where it last went to sleep
     std::thread thread;
   };
@@ -200,7 +225,7 @@ class Pool {
     try {
       while (int(workers_.size()) < wanted) {
         workers_.reserve(workers_.size() + 1);
-        auto worker = std::make_unique<Worker>();
+        auto worker = std::make_unique<Worker>(int(workers_.size()) + 1);
         worker->thread =
             std::thread([this, me = worker.get(), seen = ticket_.load()] { serve(*me, seen); });
         workers_.push_back(std::move(worker));
@@ -219,7 +244,7 @@ class Pool {
       {
         const CallScope scope(region_->options);
         t_caller.region = region_;
-        region_->work();
+        region_->work(me.number);
         t_caller.region = nullptr;
       }
       left_.fetch_add(1, std::memory_order_release);
@@ -363,9 +388,9 @@ double worth_sharing() {
 }
 
 void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context) {
-  Region region{tasks, call, context, call_options()};
-  const int threads = int(std::min<int64_t>(tasks, num_threads()));
-  const bool alone = threads == 1 || t_caller.region;
+  const int threads = t_caller.region ? 1 : int(std::min<int64_t>(tasks, num_threads()));
+  const bool alone = threads == 1;
+  Region region(tasks, threads, call, context);
   Pool* const held = t_caller.held;
   Pool* const workers = alone ? nullptr : held ? held : &pool();
   if (workers && (held || workers->try_hold())) {

@@ -45,12 +45,29 @@ int sum_of_tasks(int64_t tasks) {
 }  // namespace
 
 TEST(every_task_runs_once) {
-  for (const int threads : {1, 2, 3, 8, 33}) {
+  for (const int threads : {1, 2, 3, 8, 33, 70}) {
     set_num_threads(threads);
     for (const int64_t tasks : {1, 2, 3, 7, 100, 1000}) CHECK(sum_of_tasks(tasks) == tasks);
   }
   parallel_for(0, kMuch, [](int64_t) { CHECK(false); });
   parallel_for(-3, kMuch, [](int64_t) { CHECK(false); });
+}
+
+// A thread meets the tasks that it had in the region before, whose operands its caches may hold.
+TEST(a_worker_begins_half_way) {
+  set_num_threads(2);
+  const auto caller = std::this_thread::get_id();
+  int64_t began = -1;
+  for (int round = 0; round < 1000 && began < 0; ++round) {
+    std::atomic<int64_t> first{-1};
+    parallel_for(100, kMuch, [&](int64_t i) {
+      int64_t none = -1;
+      if (std::this_thread::get_id() != caller) first.compare_exchange_strong(none, i);
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    });
+    began = first;
+  }
+  CHECK(began == 50);
 }
 
 TEST(many_small_regions) {
