@@ -186,13 +186,18 @@ def test_gradients_of_two_uses_and_two_calls_add_up():
     assert x.grad.tolist() == [6.0, 6.0]
 
 
-def test_gradients_share_no_memory():
-    a, b = (tw.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
-    given = np.ones(2, np.float32)
-    (a + b).backward(given)
-    a.grad *= 7.0
-    assert b.grad.tolist() == given.tolist() == [1.0, 1.0]
-    assert not np.may_share_memory(a.grad, b.grad)
+@pytest.mark.parametrize("size", [2, 1 << 19])  # copied by NumPy, and by a kernel
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_gradients_share_no_memory(size, order):
+    leaves = [tw.tensor(np.ones(size, np.float32), requires_grad=True) for _ in range(3)]
+    given = np.ones(size, np.float32)
+    terms = leaves[0] + leaves[1], leaves[2]  # one is a leaf, the other hands the gradient on
+    (terms[order[0]] + terms[order[1]]).backward(given)
+    for factor, leaf in enumerate(leaves, start=2):
+        leaf.grad *= factor
+    for factor, leaf in enumerate(leaves, start=2):
+        assert (leaf.grad == factor).all()
+    assert (given == 1).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, bf16])

@@ -18,7 +18,7 @@ import numpy as np
 from tilewright import _core, recording
 from tilewright.device import Device, as_array, device_of, running_on
 from tilewright.errors import DeviceError, ShapeError
-from tilewright.interop import PLAIN, Exported, array_over, importer_of, is_foreign
+from tilewright.interop import FLOATS, PLAIN, Exported, array_over, importer_of, is_foreign
 from tilewright.tensor import Operators
 
 if TYPE_CHECKING:
@@ -349,9 +349,11 @@ def backward(root: Tensor, gradient: Any = None) -> None:
         douts = pending.pop(node)
         found = node.gradients(douts)
         foreign = [d for index, d in enumerate(douts) if (node, index) in borrowed]
+        # What others hold: those that come later, and those that were handed on.
+        later, handed_on = list(found.values()), foreign
         for name, grad in found.items():
-            others = [*foreign, *(g for other, g in found.items() if other != name)]
-            alone = _is_alone(grad, others)
+            del later[0]
+            alone = _is_alone(grad, later + handed_on)
             edge = node.edges[name]
             if not isinstance(edge, tuple):
                 _add_to_leaf(edge, grad, alone)
@@ -360,6 +362,7 @@ def backward(root: Tensor, gradient: Any = None) -> None:
             slots = pending.setdefault(parent, [None] * parent.outputs)
             if slots[index] is None:
                 slots[index] = grad
+                handed_on.append(grad)
                 if not alone:
                     borrowed.add(edge)
             elif edge not in borrowed:
@@ -386,18 +389,26 @@ def _add_to_leaf(leaf: Tensor, grad: Any, alone: bool) -> None:
         noted.gradient(leaf)
     if leaf.grad is not None:
         leaf.grad = _sum(leaf.grad, grad, in_place=True)
-    elif alone:
-        leaf.grad = as_array(grad)
-    elif noted is None:
-        leaf.grad = as_array(grad).copy()
     else:
-        leaf.grad = _core.empty_like(grad)
-        _core.sum(grad, None, leaf.grad)
+        leaf.grad = as_array(grad) if alone else _copied(as_array(grad))
+
+
+# Sums and copies are NumPy's, or a kernel's that gives the same bits: it can be recorded, and
+# works on a large array with every thread, into memory that is there.
+_LARGE = 1 << 20  # bytes, as in csrc/core/recycle.h
+
+
+def _for_kernel(array: Any) -> bool:
+    large = type(array) is np.ndarray and array.nbytes >= _LARGE and array.dtype in FLOATS
+    return large or recording.current() is not None
+
+
+def _copied(array: Any) -> Any:
+    return _sum(array, None, in_place=False) if _for_kernel(array) else array.copy()
 
 
 def _sum(a: Any, b: Any, in_place: bool) -> Any:
-    """Add two gradients: NumPy does, or a kernel that gives the same bits and can be recorded."""
-    if recording.current() is None:
+    if not _for_kernel(a):
         if not in_place:
             return a + b
         a += b

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from tilewright import _core
@@ -21,6 +22,7 @@ from tilewright.quantized import QuantizedArray
 PLAIN = frozenset(
     {np.ndarray, type(None), bool, int, float, str, _core.PackedMatrix, QuantizedArray}
 )
+FLOATS = frozenset(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 _VERSION = (1, 0)  # of the DLPack ABI that we write; every 1.x is read
 _CUDA = 2

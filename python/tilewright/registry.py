@@ -29,15 +29,12 @@ import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from tilewright import _core
 from tilewright.autograd import NO_TAPE, Context, apply
 from tilewright.errors import DtypeError, ShapeError
-from tilewright.interop import PLAIN
-
-_FLOATS = {np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)}
+from tilewright.interop import FLOATS, PLAIN
 
 
 class Cost(NamedTuple):
@@ -238,7 +235,7 @@ def converted(x: Any, dtype: Any) -> Any:
     dtype = np.dtype(dtype)
     if x.dtype == dtype:
         return x
-    if type(x) is not np.ndarray or not {x.dtype, dtype} <= _FLOATS or x.ndim == 0:
+    if type(x) is not np.ndarray or not {x.dtype, dtype} <= FLOATS or x.ndim == 0:
         return x.astype(dtype)
     y = empty_in_order(x, dtype)
     _core.sum(x, None, y)
