@@ -1,7 +1,6 @@
 // The activations and their derivatives: used by the GEMM epilogue and by the elementwise kernels.
 //
-// Errors in ulp of the exact result, over every float32 (tests/cpp/test_accuracy.cc): exp 1.1;
-// tanh 1.5; sigmoid 3; gelu 6.5 (9 without fused multiply-add) and silu 4, the negative tails
+// Errors in ulp of the exact result, over every float32 (tests/cpp/test_accuracy.cc): tanh 1.5; sigmoid 3; gelu 6.5 (9 without fused multiply-add) and silu 4, the negative tails
 // included, but that a subnormal e^-|x| has an absolute error; gelu_tanh 4.5 (5) for x > -1 and
 // 4.5 + 3.5 |2u| (5 + 4.5 |2u|) below, as e^2u takes up the roundings of 2u. The slopes of tanh and
 // sigmoid 5.5; the other derivatives 4 * 2^-24, absolute.
@@ -25,16 +24,14 @@ TW_INLINE Vec exp2_reduced(Vec f) {
   return fma(p, f, broadcast(1.0f));
 }
 
-// y * e^(-a^2 / 2), |a| <= 15: 2^t with t = -a^2 log2(e) / 2 in parts, as an error of t is one of
-// the result: the rounding of a^2, of its product with the constant, and of the constant itself.
+// y * e^(-a^2 / 2), |a| <= 15: 2^t with t = -a^2 log2(e) / 2. An error of t is one of the result, so
+// its first factor is a sum of two, and what is left of their product beside an integer is rounded once.
 TW_INLINE Vec times_gaussian(Vec y, Vec a) {
   constexpr float kHigh = -7.213475108e-01f, kLow = -9.629815168e-09f;  // -log2(e) / 2
-  const Vec square = a * a, t = square * kHigh;
-  const Vec n = (t + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-  Vec f = product_error(square, broadcast(kHigh), t);
-  f = fma(product_error(a, a, square), broadcast(kHigh), f);
-  f = fma(square, broadcast(kLow), f) + (t - n);
-  return times_power_of_two(y * exp2_reduced(f), n);
+  const Vec high = a * kHigh;
+  const Vec low = fma(a, broadcast(kLow), product_error(a, broadcast(kHigh), high));
+  const Vec n = fma(a, high, broadcast(12582912.0f)) - 12582912.0f;  // 1.5 * 2^23: an integer
+  return times_power_down(y * exp2_reduced(fma(a, low, product_minus(a, high, n))), n);
 }
 
 // Phi(-a) e^(a^2 / 2) for 0 <= a <= 15: P(a) / Q(a), degrees 4 and 5, a minimax fit (relative error
@@ -51,7 +48,7 @@ TW_INLINE Vec mills_ratio(Vec a) {
   q = fma(q, a, broadcast(4.714100957e-01f));
   q = fma(q, a, broadcast(1.205550432e+00f));
   q = fma(q, a, broadcast(1.676453233e+00f));
-  return p / fma(q, a, broadcast(1.0f));
+  return quotient(p, fma(q, a, broadcast(1.0f)));
 }
 
 // |x|, but at most 15, where Phi(-a) and its products are 0 in float32; NaN stays NaN.
@@ -62,16 +59,14 @@ TW_INLINE Vec tail_argument(Vec x) {
 // --- forward -------------------------------------------------------------------------------------
 
 TW_INLINE Vec relu(Vec x) {
-  return select((x > 0.0f) | (x != x), x, Vec{});
+  return at_least(x, 0.0f);
 }
 
 // x * Phi(x), Phi the normal distribution function (Hendrycks & Gimpel 2016). Phi(-|x|) is what is
 // computed, so that nothing cancels in the negative tail.
 TW_INLINE Vec gelu(Vec x) {
-  const Vec a = tail_argument(x);
-  // x * Phi(-|x|); for positive x from the bounded a, as infinity * 0 is no tail
-  const Vec tail = times_gaussian((x > 0.0f ? a : x) * mills_ratio(a), a);
-  return x > 0.0f ? x - tail : x < -15.0f ? 0.0f * x : tail;
+  const Vec a = tail_argument(x), tail = times_gaussian(a * mills_ratio(a), a);
+  return select(x > 0.0f, x, 0.0f * x) - tail;  // 0 * x: NaN of -inf, as the formula is
 }
 
 // e^-|x| and 1 / (1 + e^-|x|): both of sigmoid(x) and 1 - sigmoid(x), without overflow or
@@ -80,8 +75,8 @@ struct Logistic {
   Vec e, larger;
 };
 TW_INLINE Logistic logistic(Vec x) {
-  const Vec e = exp(-abs(x));
-  return {e, 1.0f / (1.0f + e)};
+  const Vec e = exp_down(-abs(x));
+  return {e, quotient(broadcast(1.0f), 1.0f + e)};
 }
 TW_INLINE Vec sigmoid(Vec x) {
   const Logistic l = logistic(x);

@@ -38,7 +38,7 @@ void softmax(const ScoreBlock& s, float* max_of, float* sum_of, float* alpha) {
     Vec sum = {};
     for (int64_t key = 0; key < s.keys; ++key) {
       float* p = s.scores + key * kPanel + lane;
-      const Vec P = weight(load(p) - shift);
+      const Vec P = exp_to_zero(load(p) - shift);
       store(p, P);
       sum = sum + P;
     }
@@ -55,7 +55,7 @@ void weights(const ScoreBlock& s, const float* lse) {
     const VecI empty = own == -kInf;  // rows that saw nothing, and lanes without a row
     for (int64_t key = 0; key < s.keys; ++key) {
       float* p = s.scores + key * kPanel + lane;
-      store(p, select(empty, Vec{}, weight(load(p) - own)));
+      store(p, select(empty, Vec{}, exp_to_zero(load(p) - own)));
     }
   }
 }

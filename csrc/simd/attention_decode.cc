@@ -120,7 +120,8 @@ TW_INLINE Vec softmax_row(const DecodeBlock& b, int r, float* max_of) {
   }
   const Vec before = broadcast(*max_of), after = larger(broadcast(reduce_max(top)), before);
   const Vec shift = shift_of(after);
-  for (int64_t key = 0; key < b.keys; key += kWidth) store(t + key, weight(load(t + key) - shift));
+  for (int64_t key = 0; key < b.keys; key += kWidth)
+    store(t + key, exp_to_zero(load(t + key) - shift));
   *max_of = after[0];
   return rescale_factor(before, after);
 }

@@ -19,6 +19,7 @@
 #include "cpu/kernel_table.h"
 #include "simd/activation.h"
 #include "simd/elements.h"
+#include "simd/fill.h"
 
 namespace tilewright::ISA {
 namespace {
@@ -68,22 +69,15 @@ TW_INLINE void with_constant(Activation kind, const Body& body) {
 
 void activate_all(Activation kind, const float* x, float* y, int64_t n) {
   with_constant(kind, [&](auto k) {
-    int64_t i = 0;
-    for (; i + kWidth <= n; i += kWidth) store(y + i, activate(k.value, load(x + i)));
-    if (i < n) store_partial(y + i, activate(k.value, load_partial(x + i, n - i)), n - i);
+    fill(y, n, [&](int64_t i, int64_t count) { return activate(k.value, load_n(x + i, count)); });
   });
 }
 
 void activate_backward(Activation kind, const float* x, const float* dy, float* dx, int64_t n) {
   with_constant(kind, [&](auto k) {
-    int64_t i = 0;
-    for (; i + kWidth <= n; i += kWidth) {
-      store(dx + i, load(dy + i) * slope(k.value, load(x + i)));
-    }
-    if (i < n) {
-      const Vec d = load_partial(dy + i, n - i) * slope(k.value, load_partial(x + i, n - i));
-      store_partial(dx + i, d, n - i);
-    }
+    fill(dx, n, [&](int64_t i, int64_t count) {
+      return load_n(dy + i, count) * slope(k.value, load_n(x + i, count));
+    });
   });
 }
 

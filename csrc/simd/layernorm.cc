@@ -30,7 +30,7 @@
 // Source: Ba, Kiros & Hinton, "Layer Normalization" (2016); Zhang & Sennrich, "Root Mean Square
 // Layer Normalization" (2019).
 #include "cpu/kernel_table.h"
-#include "simd/vec.h"
+#include "simd/fill.h"
 
 namespace tilewright::ISA {
 namespace {
@@ -55,6 +55,7 @@ TW_INLINE float sum_over(int64_t C, F f) {
 template <bool Centred>
 void forward_rows(const LayernormForwardRows& p) {
   const int64_t C = p.C;
+  const float *gamma = p.gamma, *beta = p.beta;
   for (int64_t r = 0; r < p.rows; ++r) {
     const float* s = p.x + r * p.ldx;
     float* y = p.y + r * p.ldy;
@@ -85,14 +86,10 @@ void forward_rows(const LayernormForwardRows& p) {
     const float rstd = 1.0f / __builtin_sqrtf(squares / float(C) + p.eps);
     p.mean[r] = mean;
     p.rstd[r] = rstd;
-    const auto normalise = [&](int64_t i, int64_t n) {
-      const Vec v = load_n(s + i, n), gamma = load_n(p.gamma + i, n);
-      store_n(y + i,
-              Centred ? fma((v - mean) * rstd, gamma, load_n(p.beta + i, n)) : v * rstd * gamma, n);
-    };
-    int64_t i = 0;
-    for (; i + kWidth <= C; i += kWidth) normalise(i, kWidth);
-    if (i < C) normalise(i, C - i);
+    fill(y, C, [=](int64_t i, int64_t n) {
+      const Vec v = load_n(s + i, n), g = load_n(gamma + i, n);
+      return Centred ? fma((v - mean) * rstd, g, load_n(beta + i, n)) : v * rstd * g;
+    });
   }
 }
 

@@ -29,7 +29,7 @@
 // Source: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018), for
 // max_and_sum.
 #include "cpu/kernel_table.h"
-#include "simd/vec.h"
+#include "simd/fill.h"
 
 namespace tilewright::ISA {
 namespace {
@@ -38,42 +38,44 @@ constexpr int kSums = 4;
 constexpr int64_t kChunk = 1024;
 constexpr float kInfinity = __builtin_inff();
 
+// The largest element that is not NaN; of none, -inf.
 float row_max(const float* x, int64_t C) {
   Vec m[kSums];
   for (int v = 0; v < kSums; ++v) m[v] = broadcast(-kInfinity);
   int64_t i = 0;
   for (; i + kSums * kWidth <= C; i += kSums * kWidth) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kSums; ++v) m[v] = max(m[v], load(x + i + v * kWidth));
+    for (int v = 0; v < kSums; ++v) m[v] = larger(load(x + i + v * kWidth), m[v]);
   }
-  for (; i + kWidth <= C; i += kWidth) m[0] = max(m[0], load(x + i));
-  if (i < C) m[1] = max(m[1], keep_first(load_partial(x + i, C - i), C - i, -kInfinity));
-  return reduce_max(max(max(m[0], m[1]), max(m[2], m[3])));
+  for (; i + kWidth <= C; i += kWidth) m[0] = larger(load(x + i), m[0]);
+  if (i < C) m[1] = larger(keep_first(load_partial(x + i, C - i), C - i, -kInfinity), m[1]);
+  return reduce_max(larger(larger(m[0], m[1]), larger(m[2], m[3])));
 }
 
 // The sum of e^(x - shift); Store: y takes the terms.
 template <bool Store>
 TW_INLINE float exp_sum(const float* x, int64_t C, float shift, float* y) {
   Vec sum[kSums] = {};
-  const auto term = [&](int v, int64_t i, int64_t n) {
-    const Vec e = keep_first(exp(load_n(x + i, n) - shift), n, 0.0f);
+  const auto term = [&](int64_t i, int64_t n) { return exp_to_zero(load_n(x + i, n) - shift); };
+  const auto take = [&](int v, int64_t i, int64_t n, Vec e) {
     if (Store) store_n(y + i, e, n);
-    sum[v] = sum[v] + e;
+    sum[v] = sum[v] + keep_first(e, n, 0.0f);
   };
   int64_t i = 0;
   for (; i + kSums * kWidth <= C; i += kSums * kWidth) {
+    Vec e[kSums];  // all before the first is stored: the compiler mixes their instructions
 #pragma GCC unroll 4
-    for (int v = 0; v < kSums; ++v) term(v, i + v * kWidth, kWidth);
+    for (int v = 0; v < kSums; ++v) e[v] = term(i + v * kWidth, kWidth);
+#pragma GCC unroll 4
+    for (int v = 0; v < kSums; ++v) take(v, i + v * kWidth, kWidth, e[v]);
   }
-  for (; i + kWidth <= C; i += kWidth) term(0, i, kWidth);
-  if (i < C) term(1, i, C - i);
+  for (; i + kWidth <= C; i += kWidth) take(0, i, kWidth, term(i, kWidth));
+  if (i < C) take(1, i, C - i, term(i, C - i));
   return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 void scale(float* y, int64_t C, float factor) {
-  int64_t i = 0;
-  for (; i + kWidth <= C; i += kWidth) store(y + i, load(y + i) * factor);
-  if (i < C) store_partial(y + i, load_partial(y + i, C - i) * factor, C - i);
+  fill(y, C, [=](int64_t i, int64_t n) { return load_n(y + i, n) * factor; });
 }
 
 void forward(int64_t rows, int64_t C, const float* x, int64_t ldx, float* y, int64_t ldy) {
@@ -101,12 +103,8 @@ void backward(int64_t rows, int64_t C, const float* y, int64_t ldy, const float*
               float* dx, int64_t lddx) {
   for (int64_t r = 0; r < rows; ++r, y += ldy, dy += lddy, dx += lddx) {
     const float mean = dot(y, dy, C);
-    int64_t i = 0;
-    for (; i + kWidth <= C; i += kWidth) store(dx + i, load(y + i) * (load(dy + i) - mean));
-    if (i < C) {
-      const int64_t n = C - i;
-      store_partial(dx + i, load_partial(y + i, n) * (load_partial(dy + i, n) - mean), n);
-    }
+    fill(dx, C,
+         [=](int64_t i, int64_t n) { return load_n(y + i, n) * (load_n(dy + i, n) - mean); });
   }
 }
 
@@ -115,29 +113,23 @@ void max_and_sum(const float* x, int64_t C, float* row_maximum, float* row_sum) 
   for (int64_t i = 0; i < C; i += kChunk) {
     const int64_t n = C - i < kChunk ? C - i : kChunk;
     const float chunk_max = row_max(x + i, n);
-    if (chunk_max > m || chunk_max != chunk_max) {
-      sum = m == -kInfinity ? 0.0f : sum * exp(broadcast(m - chunk_max))[0];
+    if (chunk_max > m) {
+      sum = m == -kInfinity ? sum : sum * exp_to_zero(broadcast(m - chunk_max))[0];
       m = chunk_max;
     }
-    // A row that is -inf so far adds nothing (its difference with itself would be NaN).
-    if (m == -kInfinity) continue;
-    sum += exp_sum<false>(x + i, n, m, nullptr);
+    // What is -inf so far adds nothing (its difference with itself would be NaN), but a NaN does.
+    sum += exp_sum<false>(x + i, n, m == -kInfinity ? 0.0f : m, nullptr);
   }
   *row_maximum = m;
   *row_sum = sum;
 }
 
 void scaled_exp(const float* x, int64_t C, float lse, float factor, float* dx) {
-  int64_t i = 0;
-  for (; i + kWidth <= C; i += kWidth) store(dx + i, factor * exp(load(x + i) - lse));
-  if (i < C) store_partial(dx + i, factor * exp(load_partial(x + i, C - i) - lse), C - i);
+  fill(dx, C, [=](int64_t i, int64_t n) { return factor * exp_to_zero(load_n(x + i, n) - lse); });
 }
 
 void subtract(const float* x, int64_t C, float max, float log_sum, float* y) {
-  for (int64_t i = 0; i < C; i += kWidth) {
-    const int64_t n = C - i < kWidth ? C - i : kWidth;
-    store_n(y + i, (load_n(x + i, n) - max) - log_sum, n);
-  }
+  fill(y, C, [=](int64_t i, int64_t n) { return (load_n(x + i, n) - max) - log_sum; });
 }
 
 // f(v, i, n) over a row: sum v of kSums takes n elements from i on.
@@ -156,9 +148,8 @@ void log_backward(const float* y, const float* dy, int64_t C, float* dx) {
   Vec sum[kSums] = {};
   for_row(C, [&](int v, int64_t i, int64_t n) { sum[v] = sum[v] + load_n(dy + i, n); });
   const Vec total = broadcast(reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])));
-  for_row(C, [&](int, int64_t i, int64_t n) {
-    store_n(dx + i, fma(-exp(load_n(y + i, n)), total, load_n(dy + i, n)), n);
-  });
+  fill(dx, C,
+       [=](int64_t i, int64_t n) { return fma(-exp(load_n(y + i, n)), total, load_n(dy + i, n)); });
 }
 
 float soft_targets(const float* target, const float* weight, int64_t C, float keep, float spread,
@@ -185,11 +176,10 @@ float soft_loss(const float* x, const float* q, int64_t C, float max, float log_
 
 void soft_gradient(const float* x, const float* q, int64_t C, float lse, float total, float factor,
                    float* dx) {
-  for (int64_t i = 0; i < C; i += kWidth) {
-    const int64_t n = C - i < kWidth ? C - i : kWidth;
-    const Vec p = exp(load_n(x + i, n) - lse);
-    store_n(dx + i, factor * fma(p, broadcast(total), -load_n(q + i, n)), n);
-  }
+  fill(dx, C, [=](int64_t i, int64_t n) {
+    const Vec p = exp_to_zero(load_n(x + i, n) - lse);
+    return factor * fma(p, broadcast(total), -load_n(q + i, n));
+  });
 }
 
 }  // namespace

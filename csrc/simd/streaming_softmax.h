@@ -19,13 +19,6 @@ TW_INLINE Vec score_of(Vec s, const ScoreRule& rule, Vec slope, VecI distance) {
   return t;
 }
 
-// e^x for x up to about 0, and exactly 0 below -87, before the result would be subnormal: 2^n is
-// then one shift. A lost weight is below 2^-125 of the row's largest.
-TW_INLINE Vec weight(Vec x) {
-  const Vec n = round_product(x, kLog2E);
-  return select(x < -87.0f, Vec{}, exp_reduced(minus_ln2(x, n)) * power_of_two(n));
-}
-
 // What is subtracted before exp: the maximum, or 0 where nothing was visible yet (-inf - -inf would
 // be NaN).
 TW_INLINE Vec shift_of(Vec max) {
@@ -34,7 +27,7 @@ TW_INLINE Vec shift_of(Vec max) {
 
 // What sums with maximum `before` are worth under the maximum `after`.
 TW_INLINE Vec rescale_factor(Vec before, Vec after) {
-  return select(before == after, broadcast(1.0f), weight(before - shift_of(after)));
+  return select(before == after, broadcast(1.0f), exp_to_zero(before - shift_of(after)));
 }
 
 }  // namespace

@@ -20,6 +20,10 @@ TW_INLINE Vec fma(Vec a, Vec b, Vec c) {
 TW_INLINE Vec product_error(Vec a, Vec b, Vec product) {
   return fma(a, b, -product);
 }
+// a * b - c, rounded once.
+TW_INLINE Vec product_minus(Vec a, Vec b, Vec c) {
+  return fma(a, b, -c);
+}
 // The 64-bit products of the even lanes, unsigned.
 TW_INLINE VecI multiply_even(VecI a, VecI b) {
   return (VecI)_mm256_mul_epu32((__m256i)a, (__m256i)b);
@@ -30,12 +34,20 @@ TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
   const VecI whole = __builtin_convertvector(n, VecI), half = whole >> 1;
   return v * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
 }
+// The same for n of -190..63: the first product is exact.
+TW_INLINE Vec times_power_down(Vec v, Vec n) {
+  const VecI biased = (VecI)(n + (12582912.0f + 127.0f + 64.0f));  // as in exp_to_zero
+  return v * (Vec)(biased << 23) * 0x1p-64f;
+}
 // NaN stays NaN: the instructions return their second operand.
 TW_INLINE Vec at_most(Vec v, float high) {
   return (Vec)_mm256_min_ps(_mm256_set1_ps(high), (__m256)v);
 }
-TW_INLINE Vec clamp(Vec v, float low, float high) {
-  return (Vec)_mm256_max_ps(_mm256_set1_ps(low), (__m256)at_most(v, high));
+TW_INLINE Vec at_least(Vec v, float low) {
+  return (Vec)_mm256_max_ps(_mm256_set1_ps(low), (__m256)v);
+}
+TW_INLINE Vec quotient(Vec p, Vec q) {
+  return p / q;
 }
 TW_INLINE Vec sqrt(Vec v) {
   return (Vec)_mm256_sqrt_ps((__m256)v);

@@ -20,6 +20,10 @@ TW_INLINE Vec fma(Vec a, Vec b, Vec c) {
 TW_INLINE Vec product_error(Vec a, Vec b, Vec product) {
   return fma(a, b, -product);
 }
+// a * b - c, rounded once.
+TW_INLINE Vec product_minus(Vec a, Vec b, Vec c) {
+  return fma(a, b, -c);
+}
 // The 64-bit products of the even lanes, unsigned.
 TW_INLINE VecI multiply_even(VecI a, VecI b) {
   return (VecI)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
@@ -28,6 +32,9 @@ TW_INLINE VecI multiply_even(VecI a, VecI b) {
 TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
   return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)v, (__m512)n);
 }
+TW_INLINE Vec times_power_down(Vec v, Vec n) {
+  return times_power_of_two(v, n);
+}
 // NaN stays NaN: the instructions return their second operand.
 TW_INLINE Vec at_most(Vec v, float high) {
   return (Vec)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)v);
@@ -35,8 +42,10 @@ TW_INLINE Vec at_most(Vec v, float high) {
 TW_INLINE Vec at_least(Vec v, float low) {
   return (Vec)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), (__m512)v);
 }
-TW_INLINE Vec clamp(Vec v, float low, float high) {
-  return at_least(at_most(v, high), low);
+// p / q, within 1.1 ulp (p = 1: 0.6): a fraction of the time of a division. 1 / q is to be normal.
+TW_INLINE Vec quotient(Vec p, Vec q) {
+  const Vec r = (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)q);
+  return p * fma(r, fma(-q, r, (Vec)_mm512_set1_ps(1.0f)), r);
 }
 // Masked by ones, here and below: GCC 12 warns of the undefined source in _mm512_sqrt_ps.
 TW_INLINE Vec sqrt(Vec v) {

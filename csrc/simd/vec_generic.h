@@ -26,6 +26,11 @@ TW_INLINE Vec product_error(Vec a, Vec b, Vec product) {
   const Vec bh = (Vec)((VecI)b & int32_t(0xfffff000)), bl = b - bh;
   return (ah * bh - product) + (ah * bl + al * bh) + al * bl;
 }
+// a * b - c, rounded about once.
+TW_INLINE Vec product_minus(Vec a, Vec b, Vec c) {
+  const Vec product = a * b;
+  return (product - c) + product_error(a, b, product);
+}
 // The 64-bit products of the even lanes, unsigned.
 TW_INLINE VecI multiply_even(VecI a, VecI b) {
   typedef uint64_t VecL __attribute__((vector_size(16)));
@@ -35,9 +40,8 @@ TW_INLINE VecI multiply_even(VecI a, VecI b) {
 TW_INLINE Vec at_most(Vec v, float high) {
   return v > high ? high - Vec{} : v;
 }
-TW_INLINE Vec clamp(Vec v, float low, float high) {
-  const Vec lower = at_most(v, high);
-  return lower < low ? low - Vec{} : lower;
+TW_INLINE Vec at_least(Vec v, float low) {
+  return v < low ? low - Vec{} : v;
 }
 TW_INLINE Vec sqrt(Vec v) {
   for (int i = 0; i < kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
@@ -45,11 +49,19 @@ TW_INLINE Vec sqrt(Vec v) {
 }
 #endif
 
+TW_INLINE Vec quotient(Vec p, Vec q) {
+  return p / q;
+}
 // v * 2^n, |n| <= 252 an integer: in two halves, so that only the second may leave the normal
 // range.
 TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
   const VecI whole = __builtin_convertvector(n, VecI), half = whole >> 1;
   return v * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+}
+// The same for n of -190..63: the first product is exact.
+TW_INLINE Vec times_power_down(Vec v, Vec n) {
+  const VecI biased = (VecI)(n + (12582912.0f + 127.0f + 64.0f));  // as in exp_to_zero
+  return v * (Vec)(biased << 23) * 0x1p-64f;
 }
 TW_INLINE Vec load_partial(const float* p, int64_t n) {
   Vec v = {};

@@ -18,6 +18,10 @@ TW_INLINE Vec fma(Vec a, Vec b, Vec c) {
 TW_INLINE Vec product_error(Vec a, Vec b, Vec product) {
   return fma(a, b, -product);
 }
+// a * b - c, rounded once.
+TW_INLINE Vec product_minus(Vec a, Vec b, Vec c) {
+  return fma(a, b, -c);
+}
 // The 64-bit products of the even lanes, unsigned.
 TW_INLINE VecI multiply_even(VecI a, VecI b) {
   return (VecI)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
@@ -26,8 +30,8 @@ TW_INLINE VecI multiply_even(VecI a, VecI b) {
 TW_INLINE Vec at_most(Vec v, float high) {
   return (Vec)vminq_f32((float32x4_t)v, vdupq_n_f32(high));
 }
-TW_INLINE Vec clamp(Vec v, float low, float high) {
-  return (Vec)vmaxq_f32((float32x4_t)at_most(v, high), vdupq_n_f32(low));
+TW_INLINE Vec at_least(Vec v, float low) {
+  return (Vec)vmaxq_f32((float32x4_t)v, vdupq_n_f32(low));
 }
 TW_INLINE Vec sqrt(Vec v) {
   return (Vec)vsqrtq_f32((float32x4_t)v);
