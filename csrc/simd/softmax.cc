@@ -52,11 +52,15 @@ float row_max(const float* x, int64_t C) {
   return reduce_max(larger(larger(m[0], m[1]), larger(m[2], m[3])));
 }
 
-// The sum of e^(x - shift); Store: y takes the terms.
+// The sum of e^(x - shift); Store: y takes the terms. Meanwhile what is `ahead` elements further is
+// asked for.
 template <bool Store>
-TW_INLINE float exp_sum(const float* x, int64_t C, float shift, float* y) {
+TW_INLINE float exp_sum(const float* x, int64_t C, int64_t ahead, float shift, float* y) {
   Vec sum[kSums] = {};
-  const auto term = [&](int64_t i, int64_t n) { return exp_to_zero(load_n(x + i, n) - shift); };
+  const auto term = [&](int64_t i, int64_t n) {
+    __builtin_prefetch(x + i + ahead);
+    return exp_to_zero(load_n(x + i, n) - shift);
+  };
   const auto take = [&](int v, int64_t i, int64_t n, Vec e) {
     if (Store) store_n(y + i, e, n);
     sum[v] = sum[v] + keep_first(e, n, 0.0f);
@@ -74,14 +78,17 @@ TW_INLINE float exp_sum(const float* x, int64_t C, float shift, float* y) {
   return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-void scale(float* y, int64_t C, float factor) {
-  fill(y, C, [=](int64_t i, int64_t n) { return load_n(y + i, n) * factor; });
+void scale(float* y, int64_t C, int64_t ahead, float factor) {
+  fill(y, C, [=](int64_t i, int64_t n) {
+    __builtin_prefetch(y + i + ahead, 1);
+    return load_n(y + i, n) * factor;
+  });
 }
 
 void forward(int64_t rows, int64_t C, const float* x, int64_t ldx, float* y, int64_t ldy) {
   for (int64_t r = 0; r < rows; ++r, x += ldx, y += ldy) {
-    const float sum = exp_sum<true>(x, C, row_max(x, C), y);
-    scale(y, C, 1.0f / sum);
+    const float sum = exp_sum<true>(x, C, ldx, row_max(x, C), y);
+    scale(y, C, ldy, 1.0f / sum);
   }
 }
 
@@ -118,7 +125,7 @@ void max_and_sum(const float* x, int64_t C, float* row_maximum, float* row_sum) 
       m = chunk_max;
     }
     // What is -inf so far adds nothing (its difference with itself would be NaN), but a NaN does.
-    sum += exp_sum<false>(x + i, n, m == -kInfinity ? 0.0f : m, nullptr);
+    sum += exp_sum<false>(x + i, n, kChunk, m == -kInfinity ? 0.0f : m, nullptr);
   }
   *row_maximum = m;
   *row_sum = sum;
