@@ -29,7 +29,7 @@ void activation_forward(const ActivationForward& op, const KernelTable& table) {
     const Scratch x_room(xs.room(b.rows, b.columns)), y_room(ys.room(b.rows, b.columns));
     const FloatRows to = ys.open(b, y_room.as<float>());
     table.element.activate(op.activation, xs.read(b, x_room.as<float>()).data, to.data,
-                           b.rows * b.columns);
+                           b.rows * b.columns, past_caches(op.y));
     ys.close(b, to);
   });
 }
@@ -48,7 +48,7 @@ void activation_backward(const ActivationBackward& op, const KernelTable& table)
     const FloatRows to = dxs.open(b, dx_room.as<float>());
     table.element.activate_backward(op.activation, xs.read(b, x_room.as<float>()).data,
                                     dys.read(b, dy_room.as<float>()).data, to.data,
-                                    b.rows * b.columns);
+                                    b.rows * b.columns, past_caches(op.dx));
     dxs.close(b, to);
   });
 }

@@ -13,9 +13,10 @@ struct ElementKernels {
   void (*widen)(DType from, const void* x, float* y, int64_t n) = nullptr;
   void (*narrow)(DType to, const float* x, void* y, int64_t n) = nullptr;
   // y = activation(x); dx = dy * activation'(x). In place where the pointers are equal.
-  void (*activate)(Activation kind, const float* x, float* y, int64_t n) = nullptr;
-  void (*activate_backward)(Activation kind, const float* x, const float* dy, float* dx,
-                            int64_t n) = nullptr;
+  void (*activate)(Activation kind, const float* x, float* y, int64_t n,
+                   bool past_caches) = nullptr;
+  void (*activate_backward)(Activation kind, const float* x, const float* dy, float* dx, int64_t n,
+                            bool past_caches) = nullptr;
   void (*add)(const float* x, float* sum, int64_t n) = nullptr;  // sum += x
   // sum (C,) = the sum of the rows of x (rows, C), first to last.
   void (*sum_rows)(const float* x, int64_t ld, int64_t rows, int64_t C, float* sum) = nullptr;
@@ -35,7 +36,8 @@ struct LayernormForwardRows {
   float eps;
   float* y;
   int64_t ldy;
-  float* s;  // (rows, C), where residual is given
+  bool past_caches;  // y
+  float* s;          // (rows, C), where residual is given
   int64_t lds;
   float* mean;  // (rows,)
   float* rstd;  // (rows,)

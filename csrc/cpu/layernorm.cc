@@ -51,7 +51,7 @@ void layernorm_forward(const LayernormForward& op, const KernelTable& table) {
     const FloatRows add = residual.read(b, r_room.as<float>());
     const FloatRows to = y.open(b, y_room.as<float>()), sum = s.open(b, s_room.as<float>());
     p.x = from.data, p.ldx = from.ld, p.residual = add.data, p.ldr = add.ld;
-    p.y = to.data, p.ldy = to.ld, p.s = sum.data, p.lds = sum.ld;
+    p.past_caches = past_caches(op.y), p.y = to.data, p.ldy = to.ld, p.s = sum.data, p.lds = sum.ld;
     p.mean = op.mean ? op.mean.ptr<float>() + b.row : statistics[0];
     p.rstd = op.rstd ? op.rstd.ptr<float>() + b.row : statistics[1];
     table.layernorm.forward(p);

@@ -12,6 +12,9 @@
 //
 // Parameter   bounded by
 // kSums       below: the latency of an addition (4 cycles, 1–2 a cycle); above: nothing gained
+// kAhead      elements asked for ahead. Below: what memory delivers while a line is waited for, and pages
+//             of 4 KiB, at whose ends the hardware stops asking (relu of 64 MB at 512: 14 % slower,
+//             without 68 %); above: L2
 //
 // Numerics: each element on its own; a tail runs the same instructions on a partial vector. A
 // column of sum_rows is one chain, row after row: the caller bounds its length. Bounds of f in
@@ -25,6 +28,7 @@ namespace tilewright::ISA {
 namespace {
 
 constexpr int kSums = 4;
+constexpr int kAhead = 2048;
 
 template <class From, class To>
 TW_INLINE void convert(const From* x, To* y, int64_t n) {
@@ -67,17 +71,25 @@ TW_INLINE void with_constant(Activation kind, const Body& body) {
   }
 }
 
-void activate_all(Activation kind, const float* x, float* y, int64_t n) {
+void activate_all(Activation kind, const float* x, float* y, int64_t n, bool past_caches) {
   with_constant(kind, [&](auto k) {
-    fill(y, n, [&](int64_t i, int64_t count) { return activate(k.value, load_n(x + i, count)); });
+    const auto f = [&](int64_t i, int64_t m) {
+      __builtin_prefetch(x + i + kAhead);
+      return activate(k.value, load_n(x + i, m));
+    };
+    fill(y, n, f, past_caches);
   });
 }
 
-void activate_backward(Activation kind, const float* x, const float* dy, float* dx, int64_t n) {
+void activate_backward(Activation kind, const float* x, const float* dy, float* dx, int64_t n,
+                       bool past_caches) {
   with_constant(kind, [&](auto k) {
-    fill(dx, n, [&](int64_t i, int64_t count) {
-      return load_n(dy + i, count) * slope(k.value, load_n(x + i, count));
-    });
+    const auto f = [&](int64_t i, int64_t m) {
+      __builtin_prefetch(x + i + kAhead);
+      __builtin_prefetch(dy + i + kAhead);
+      return load_n(dy + i, m) * slope(k.value, load_n(x + i, m));
+    };
+    fill(dx, n, f, past_caches);
   });
 }
 

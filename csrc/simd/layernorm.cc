@@ -61,8 +61,11 @@ void forward_rows(const LayernormForwardRows& p) {
   for (int64_t r = 0; r < p.rows; ++r) {
     const float *const x = p.x + r * p.ldx, *s = x;
     float* y = p.y + r * p.ldy;
+    const auto ask_for_y = [&](int64_t i) {
+      if (!p.past_caches) __builtin_prefetch(y + i, 1);
+    };
     const auto term = [&](Vec v, int64_t i) {  // rmsnorm has no second pass
-      if (!Centred) __builtin_prefetch(y + i, 1);
+      if (!Centred) ask_for_y(i);
       return Centred ? v : v * v;
     };
     float sum;
@@ -81,7 +84,7 @@ void forward_rows(const LayernormForwardRows& p) {
     }
     const float mean = Centred ? sum / float(C) : 0.0f;
     const float squares = !Centred ? sum : sum_over(C, [&](int64_t i, int64_t n) {
-      __builtin_prefetch(y + i, 1);
+      ask_for_y(i);
       const Vec d = keep_first(load_n(s + i, n) - mean, n, 0.0f);
       return d * d;
     });
@@ -90,12 +93,13 @@ void forward_rows(const LayernormForwardRows& p) {
     p.rstd[r] = rstd;
     const float *next = x + p.ldx,
                 *next_residual = p.residual ? p.residual + (r + 1) * p.ldr : next;
-    fill(y, C, [=](int64_t i, int64_t n) {
+    const auto normalised = [=](int64_t i, int64_t n) {
       __builtin_prefetch(next + i);
       __builtin_prefetch(next_residual + i);
       const Vec v = load_n(s + i, n), g = load_n(gamma + i, n);
       return Centred ? fma((v - mean) * rstd, g, load_n(beta + i, n)) : v * rstd * g;
-    });
+    };
+    fill(y, C, normalised, p.past_caches);
   }
 }
 
