@@ -21,6 +21,7 @@ import pytest
 
 import harness
 import tilewright as tw
+from tilewright import _core
 from tilewright.registry import OPS
 
 HANG = 120  # seconds
@@ -344,6 +345,18 @@ def test_default_threads_follow_the_environment():
     for nonsense in ("many", "0", "-2", "1.5"):
         assert int(run(COUNT, **free(TILEWRIGHT_NUM_THREADS=nonsense))) == default
         assert int(run(COUNT, **free(OMP_NUM_THREADS=nonsense))) == default
+
+
+def test_default_threads_follow_the_quota(tmp_path):
+    """As the extension reads it: the C++ library that is linked in has streams without numbers."""
+    group = tmp_path / "sys" / "fs" / "cgroup" / "here"
+    for folder in (group, tmp_path / "proc" / "self"):
+        folder.mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/here\n")
+    (group / "cpu.max").write_text("150000 100000\n")
+    assert ("cgroup quota", 1.5) in _core.thread_limits(str(tmp_path))
+    (group / "cpu.max").write_text("max 100000\n")
+    assert "cgroup quota" not in dict(_core.thread_limits(str(tmp_path)))
 
 
 def test_threads_may_call_at_once(threads):

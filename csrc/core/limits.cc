@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <thread>
 
@@ -10,14 +11,22 @@
 namespace tilewright {
 namespace {
 
+// The number before `end`; 0 for another word. Not by `>>`: that asks the locale for its way to read
+// numbers, and inside of Python the one of a libstdc++ that is linked in statically has none.
+double next_number(std::istream& file, char end = '\n') {
+  std::string word;
+  std::getline(file, word, end);
+  return std::strtod(word.c_str(), nullptr);
+}
+
 // cpu.max of v2 is "max 100000" or "200000 100000"; v1 has a file for each number, and -1 for none.
 double quota_of(const std::string& group) {
   double quota = 0, period = 0;
   if (std::ifstream v2(group + "/cpu.max"); v2) {
-    v2 >> quota >> period;
+    quota = next_number(v2, ' '), period = next_number(v2);
   } else {
-    std::ifstream(group + "/cpu.cfs_quota_us") >> quota;
-    std::ifstream(group + "/cpu.cfs_period_us") >> period;
+    std::ifstream quotas(group + "/cpu.cfs_quota_us"), periods(group + "/cpu.cfs_period_us");
+    quota = next_number(quotas), period = next_number(periods);
   }
   return quota > 0 && period > 0 ? quota / period : 0;
 }

@@ -42,9 +42,9 @@ py::list list_environment() {
   return rows;
 }
 
-py::list list_thread_limits() {
+py::list list_thread_limits(const std::string& root) {
   py::list rows;
-  for (const ThreadLimit& l : thread_limits()) rows.append(py::make_tuple(l.source, l.cores));
+  for (const ThreadLimit& l : thread_limits(root)) rows.append(py::make_tuple(l.source, l.cores));
   return rows;
 }
 
@@ -101,7 +101,8 @@ void register_runtime(py::module_& m) {
   const auto context = py::call_guard<ContextScope>();
   m.def("active_isa", [] { return kernels().isa; }, context, "name of the active level");
   m.def("get_num_threads", &num_threads, context);
-  m.def("thread_limits", list_thread_limits, "(source, cores) of what bounds the default");
+  m.def("thread_limits", list_thread_limits, py::arg("root") = "",
+        "(source, cores) of what bounds the default; the cgroup's below `root`");
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   m.def("environment", list_environment, "(name, value, meaning) of every variable that is read");
   m.def("build_info", build_info);
