@@ -8,7 +8,21 @@
 namespace py = pybind11;
 using namespace tilewright;
 
+namespace {
+
+// The unwinder that is linked in sets itself up at the first exception. What pthread_exit unwinds by
+// is the system's, which asks ours about our frames (context.h, NoGil): unprepared, it aborts.
+void prepare_unwinder() {
+  try {
+    throw 0;
+  } catch (int) {
+  }
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  prepare_unwinder();
   m.doc() =
       "tilewright's compiled kernels: thin functions over libtilewright, called by the op files.";
   python::import_numpy();
