@@ -12,6 +12,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "core/sharing.h"
 #include "tilewright/runtime.h"
 
 namespace tilewright {
@@ -41,21 +42,20 @@ class CloseRegions {
 };
 
 namespace detail {
-void run_tasks(int64_t tasks, void (*call)(const void*, int64_t), const void* context);
-double worth_sharing();  // work from which a region is for more than one thread
+void run_tasks(int64_t tasks, double work, void (*call)(const void*, int64_t), const void* context);
 }  // namespace detail
 
-// body(i) for i in [0, tasks). `work` is an estimate of the whole region in cheap operations (about
-// one per ns of one core): a small region stays on the calling thread.
+// body(i) for i in [0, tasks). `work` is an estimate of the whole region in ns of one core, right
+// within about two: core/sharing.h decides by it whether the region is for more than one thread.
 template <class Body>
 void parallel_for(int64_t tasks, double work, const Body& body) {
   if (tasks <= 0) return;
-  if (work < detail::worth_sharing()) {
+  if (work < kAwakeWork) {
     for (int64_t i = 0; i < tasks; ++i) body(i);
     return poll_after(work + 1e3);  // a call may be a great many of these
   }
   detail::run_tasks(
-      tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },
+      tasks, work, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },
       &body);
 }
 

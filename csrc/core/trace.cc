@@ -100,7 +100,7 @@ void Trace::finish() {
   record_->kernel = kernel_;
   record_->microseconds = us.count();
   if (record_->tasks == 0 && num_threads() > 1) {
-    note("one thread: too little work to wake another (20 us)");
+    note("one thread: too little work to share");
   }
   if (!own_) return;
   std::fprintf(stderr, "%s,%s,%s,%s,%d,%.2f\n", op_, kernel_, isa_, record_->shape.c_str(),

@@ -69,7 +69,7 @@ void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const Gemm
     }
   };
   if (parallel) {
-    parallel_for(groups, double(KW) * double(columns) * 0.2, pack_group);
+    parallel_for(groups, double(KW) * double(columns) * 0.1, pack_group);
   } else {
     for (int64_t t = 0; t < groups; ++t) pack_group(t);
   }
@@ -116,6 +116,10 @@ Blocking choose_blocking(int64_t M, int64_t nc, int64_t KW, const GemmKernels& g
   return {row_tiles, col_tiles, divide_up(row_tiles, rows), divide_up(col_tiles, cols)};
 }
 
+int parts_for(double ns) {
+  return ns < kAwakeWork ? 1 : num_threads();  // what stays on one thread is better in one piece
+}
+
 void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
   if (p.M == 0 || p.N == 0) return;
   const int64_t KW = words_of(p.K, g);
@@ -139,7 +143,8 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
       pack_columns(p.b, p.K, jc, nc, g, packed.as<char>(), parallel);
       source.packed = packed.as<char>(), source.origin = jc;
     }
-    const Blocking blocks = choose_blocking(p.M, nc, KW, g, parallel ? num_threads() : 1);
+    const double ns = gemm_ns(p.M, nc, p.K, g);
+    const Blocking blocks = choose_blocking(p.M, nc, KW, g, parallel ? parts_for(ns) : 1);
     const auto task = [&](int64_t t) {
       const int64_t r = t % blocks.row_blocks, c = t / blocks.row_blocks;
       const auto row = [&](int64_t block) {
@@ -155,9 +160,7 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
     };
     const int64_t tasks = blocks.row_blocks * blocks.col_blocks;
     if (parallel) {
-      const double flops_per_ns = 50;
-      const auto K = double(std::max<int64_t>(p.K, 1));  // without any, there is still a store
-      parallel_for(tasks, 2.0 * double(p.M) * double(nc) * K / flops_per_ns, task);
+      parallel_for(tasks, ns, task);
     } else {
       for (int64_t t = 0; t < tasks; ++t) task(t);
     }
@@ -190,7 +193,8 @@ void describe(const Gemm& p, const GemmKernels& g) {
                 : direct   ? g.names.in_place
                            : g.names.plain);
   if (!Trace::described()) return;
-  const Blocking blocks = choose_blocking(p.M, p.N, words_of(p.K, g), g, num_threads());
+  const Blocking blocks =
+      choose_blocking(p.M, p.N, words_of(p.K, g), g, parts_for(gemm_ns(p.M, p.N, p.K, g)));
   Trace::detail("tile", std::to_string(g.MR) + " x " + std::to_string(g.NR) + " in " + g.units +
                             ", K in blocks of " + std::to_string(g.KC * g.k_per_word));
   Trace::detail("blocks", std::to_string(blocks.row_blocks) + " x " +
@@ -200,6 +204,13 @@ void describe(const Gemm& p, const GemmKernels& g) {
     Trace::note(
         "b is read where it is: its rows are contiguous, and it is small or meets few rows");
   if (!direct && !p.packed) Trace::note("b is packed in every call: tw.pack(b) does it once");
+}
+
+// Multiply-adds at the speed of NR lanes, in pairs where words are pairs; few rows wait for B.
+double gemm_ns(int64_t M, int64_t N, int64_t K, const GemmKernels& g) {
+  constexpr double kLaneFlops = 6.5, kBytes = 80;  // a ns, from a cache that is not the nearest
+  const double words = double(std::max<int64_t>(words_of(K, g), 1)) * double(N);
+  return words * (2.0 * double(M) / (kLaneFlops * g.NR) + g.b_bytes / kBytes);
 }
 
 void gemm(const Gemm& p, const GemmKernels& g) {

@@ -63,6 +63,9 @@ struct Gemm {
 // What the trace says of the product: the kernel's name, its tile, and why no faster one.
 void describe(const Gemm& p, const GemmKernels& g);
 
+// What a product takes one core, estimated (as core/parallel.h wants it).
+double gemm_ns(int64_t M, int64_t N, int64_t K, const GemmKernels& g);
+
 // Parallel over tiles of the output.
 void gemm(const Gemm& p, const GemmKernels& g);
 // On the calling thread alone: for callers that are parallel over a batch.

@@ -158,7 +158,7 @@ void run_product(Product product, const ProductViews& v, const Epilogue& epilogu
   if (count == 1 || flops >= kLarge || count < num_threads()) {
     for (int64_t i = 0; i < count; ++i) gemm(element(i), kernels);
   } else {
-    parallel_for(count, double(count) * (flops / 50 + 200),
+    parallel_for(count, double(count) * (gemm_ns(product.M, product.N, product.K, kernels) + 300),
                  [&](int64_t i) { gemm_serial(element(i), kernels); });
   }
 }

@@ -58,7 +58,7 @@ TEST(a_worker_begins_half_way) {
   set_num_threads(2);
   const auto caller = std::this_thread::get_id();
   int64_t began = -1;
-  for (int round = 0; round < 1000 && began < 0; ++round) {
+  for (int round = 0; round < 1000 && began != 50; ++round) {
     std::atomic<int64_t> first{-1};
     parallel_for(100, kMuch, [&](int64_t i) {
       int64_t none = -1;
