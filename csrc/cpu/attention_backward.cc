@@ -316,7 +316,7 @@ class ChunkTask {
 void compute_delta(const Gradients& c, int64_t units) {
   const GemmKernels& g = c.products.exact;
   const int64_t count = c.panels.count(), words = (c.p.head_dim_v + 1) * g.NR;
-  parallel_for(units * count, double(units * count * words), [&](int64_t task) {
+  parallel_for(units * count, 0.1 * double(units * count * words), [&](int64_t task) {
     const Panel panel = c.panels.at(task / count, c.p.heads_kv, task % count);
     const Scratch packed(2 * words * 4);
     float *dout = packed.as<float>(), *out = dout + words, sum[kMaxLanes], dlse[kMaxLanes] = {};
@@ -359,18 +359,19 @@ void run_wave(const Gradients& c, int64_t first, int64_t last, int64_t chunks) {
       if (end == c.panels.count()) work.store(sum);
     });
     if (!c.g.dq) continue;
-    parallel_for(
-        units * (end - panel), double(units * in_round * chunks * dq_words), [&](int64_t task) {
-          const int64_t unit = task / (end - panel), i = panel + task % (end - panel);
-          const Panel rows = c.panels.at(first + unit, c.p.heads_kv, i);
-          const Keys seen = seen_by_any(c.p, rows, length_of(c.p, rows.batch));
-          int64_t chunk = seen.first_chunk(kKeys);
-          float* dq = dq_of(unit, chunk, i);
-          while (++chunk < seen.last_chunk(kKeys)) {
-            c.table().attention.rescale_add(c.p.head_dim, kOnes, dq_of(unit, chunk, i), dq);
-          }
-          store_panel(dq, rows, c.p.scale, c.g.dq, c.table());
-        });
+    parallel_for(units * (end - panel), 0.1 * double(units * in_round * chunks * dq_words),
+                 [&](int64_t task) {
+                   const int64_t unit = task / (end - panel), i = panel + task % (end - panel);
+                   const Panel rows = c.panels.at(first + unit, c.p.heads_kv, i);
+                   const Keys seen = seen_by_any(c.p, rows, length_of(c.p, rows.batch));
+                   int64_t chunk = seen.first_chunk(kKeys);
+                   float* dq = dq_of(unit, chunk, i);
+                   while (++chunk < seen.last_chunk(kKeys)) {
+                     c.table().attention.rescale_add(c.p.head_dim, kOnes, dq_of(unit, chunk, i),
+                                                     dq);
+                   }
+                   store_panel(dq, rows, c.p.scale, c.g.dq, c.table());
+                 });
   }
 }
 

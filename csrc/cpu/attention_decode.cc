@@ -28,7 +28,7 @@ namespace tilewright::attention {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr double kElementsPerNs = 4;         // of K and V, from a cache that is not the nearest
+constexpr double kElementsPerNs = 16;        // of K and V, from a cache that is not the nearest
 constexpr int64_t kMaxRows = kMaxLanes / 2;  // of a unit
 
 RowStates rows_from(const RowStates& s, int row) {

@@ -312,7 +312,7 @@ void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const Pr
     chunk.start(i / panels.count(), key, rules.any.end);
     Worker(p, products).run_chunk(panel, rules, q, chunk, state_of(i, task % chunks));
   });
-  parallel_for(count, double(count * chunks * state_words), [&](int64_t i) {
+  parallel_for(count, 0.1 * double(count * chunks * state_words), [&](int64_t i) {
     const Panel panel = panel_of(i);
     const Keys seen = seen_by_any(p, panel, length_of(p, panel.batch));
     const int64_t own = seen.last_chunk(kChunk) - seen.first_chunk(kChunk);

@@ -18,7 +18,7 @@
 namespace tilewright {
 namespace {
 
-constexpr double kSmallNs = 4e6;
+constexpr double kSmallNs = 1.3e6;
 constexpr double kSequenceNs = 200;  // of one without any row, too
 
 // Rows [begin, end) of x (1, H, T, …).

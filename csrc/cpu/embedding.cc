@@ -34,7 +34,7 @@ void embedding_forward(const EmbeddingForward& op, const int64_t* ids, const Ker
   const Rows from(op.table, table.element), to(op.y, table.element);
   const int64_t C = to.C(), rows = to.count();
   const int64_t height = rows_per_block(C, kElements, 256);
-  parallel_for((rows + height - 1) / height, 0.2 * double(rows) * double(C), [&](int64_t i) {
+  parallel_for((rows + height - 1) / height, 0.06 * double(rows) * double(C), [&](int64_t i) {
     const int64_t last = std::min(rows, (i + 1) * height);
     if (plain(op)) return copy_rows(op, ids, i * height, last);
     const Scratch from_room(from.room(1, C)), to_room(to.room(1, C));
@@ -62,7 +62,7 @@ void embedding_backward(const EmbeddingBackward& op, const int64_t* ids, const K
   for (int64_t i = 0; i < rows; ++i) order[start[ids[i]]++] = i;
   // Each start has run up to its successor's: id v's places are now [start[v - 1], start[v]).
   const int64_t groups = (V + kIds - 1) / kIds, strips = (C + kColumns - 1) / kColumns;
-  const double work = 0.3 * double(rows + V) * double(C);
+  const double work = 0.12 * double(rows + V) * double(C);
   parallel_for(groups * strips, work, [&](int64_t task) {
     const int64_t column = task % strips * kColumns, columns = std::min(kColumns, C - column);
     const int64_t first = task / strips * kIds, last = std::min(V, first + kIds);

@@ -17,7 +17,7 @@ namespace tilewright {
 namespace {
 
 constexpr int64_t kAlign = 64;
-constexpr double kNsPerElement = 0.7;  // of quantizing, the slowest
+constexpr double kNsPerElement = 0.25;  // of quantizing, the slowest
 
 int64_t aligned(int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;

@@ -38,7 +38,7 @@ void layernorm_forward(const LayernormForward& op, const KernelTable& table) {
   const float* gamma = float_vector(op.gamma, C, 1.0f, vectors.as<float>(), table.element);
   const float* beta = float_vector(op.beta, C, 0.0f, vectors.as<float>() + C, table.element);
   const int64_t blocks = (rows + height - 1) / height;
-  parallel_for(blocks, 0.4 * double(rows) * double(C), [&](int64_t i) {
+  parallel_for(blocks, 0.15 * double(rows) * double(C), [&](int64_t i) {
     const Block b = row_block(i, height, rows, C);
     const Scratch x_room(x.room(b.rows, C)), r_room(residual.room(b.rows, C));
     const Scratch y_room(y.room(b.rows, C)), s_room(s.room(b.rows, C));
@@ -69,7 +69,7 @@ void layernorm_backward(const LayernormBackward& op, const KernelTable& table) {
   const int64_t blocks = (rows + height - 1) / height;
   const Scratch vector(product_of({3, C, 4})), partial(product_of({2, blocks, C, 4}));
   const float* gamma = float_vector(op.gamma, C, 1.0f, vector.as<float>(), table.element);
-  parallel_for(blocks, 0.8 * double(rows) * double(C), [&](int64_t i) {
+  parallel_for(blocks, 0.27 * double(rows) * double(C), [&](int64_t i) {
     const Block b = row_block(i, height, rows, C);
     const Scratch s_room(s.room(b.rows, C)), dy_room(dy.room(b.rows, C));
     const Scratch ds_room(ds.room(b.rows, C)), dx_room(dx.room(b.rows, C));

@@ -16,7 +16,7 @@ constexpr int64_t kElements = 8192;  // of a task, about 5 us
 // alone.
 template <class Body>
 void for_blocks(const Tiling& tiles, double elements, const Body& body) {
-  parallel_for(tiles.count(), 0.5 * elements, [&](int64_t i) { body(i, tiles[i]); });
+  parallel_for(tiles.count(), 0.14 * elements, [&](int64_t i) { body(i, tiles[i]); });
 }
 
 }  // namespace

@@ -97,7 +97,7 @@ void adam_step(const Adam& op, const KernelTable& table) {
                       float(op.lr / correction1),
                       float(1 / std::sqrt(correction2)),
                       float(op.eps)};
-  lists.for_each_block(4, 1.0, [&](int64_t n, float* const* t, int64_t) {
+  lists.for_each_block(4, 0.22, [&](int64_t n, float* const* t, int64_t) {
     table.optim.adam(step, n, t[0], t[4], t[1], t[2], t[3]);
   });
 }
@@ -106,7 +106,7 @@ void sgd_step(const Sgd& op, const KernelTable& table) {
   const TensorLists lists({&op.params, &op.velocity, &op.grads}, table);
   const SgdStep step{float(op.lr),           float(op.momentum),   float(1 - op.dampening),
                      float(op.weight_decay), float(op.grad_scale), op.nesterov};
-  lists.for_each_block(2, 0.6, [&](int64_t n, float* const* t, int64_t) {
+  lists.for_each_block(2, 0.14, [&](int64_t n, float* const* t, int64_t) {
     table.optim.sgd(step, n, t[0], t[2], t[1]);
   });
 }
@@ -116,14 +116,14 @@ void rmsprop_step(const Rmsprop& op, const KernelTable& table) {
   const RmspropStep step{float(op.lr),        float(op.alpha),        float(1 - op.alpha),
                          float(op.eps),       float(op.weight_decay), float(op.momentum),
                          float(op.grad_scale)};
-  lists.for_each_block(4, 1.0, [&](int64_t n, float* const* t, int64_t) {
+  lists.for_each_block(4, 0.22, [&](int64_t n, float* const* t, int64_t) {
     table.optim.rmsprop(step, n, t[0], t[4], t[1], t[2], t[3]);
   });
 }
 
 void scale_tensors(const ScaleTensors& op, const KernelTable& table) {
   const TensorLists lists({&op.tensors}, table);
-  lists.for_each_block(1, 0.3, [&](int64_t n, float* const* t, int64_t) {
+  lists.for_each_block(1, 0.1, [&](int64_t n, float* const* t, int64_t) {
     table.optim.scale(float(op.factor), n, t[0]);
   });
 }
@@ -131,7 +131,7 @@ void scale_tensors(const ScaleTensors& op, const KernelTable& table) {
 double sum_squares(const SumSquares& op, const KernelTable& table) {
   const TensorLists lists({&op.tensors}, table);
   std::vector<double> partial(size_t(lists.tasks()));
-  lists.for_each_block(0, 0.3, [&](int64_t n, float* const* t, int64_t task) {
+  lists.for_each_block(0, 0.1, [&](int64_t n, float* const* t, int64_t task) {
     partial[size_t(task)] = table.optim.sum_squares(t[0], n);
   });
   double total = 0;

@@ -94,7 +94,7 @@ PackedMatrix::PackedMatrix(const QuantizedView& b, const GemmKernels& g, const c
   // unsigned data are packed as the signed integers whose bits they are, then shifted
   const Matrix data{b.data.data, DType::s8, b.data.stride[0], b.data.stride[1]};
   const char flip = char(is_signed ? 0 : bits == 8 ? 0x80 : 0x88);
-  parallel_for(panels, double(KW) * double(columns) * (with_sums ? 2 : 0.4), [&](int64_t t) {
+  parallel_for(panels, double(KW) * double(columns) * (with_sums ? 0.4 : 0.08), [&](int64_t t) {
     const int nr = int(std::min<int64_t>(g.NR, N - t * g.NR));
     char* const words = data_.get() + t * panel_bytes;
     if (bits == 8) {
@@ -119,7 +119,7 @@ WeightPanel PackedMatrix::panel(int64_t j) const {
 
 void unpack(const PackedMatrix& b, const WeightKernels& w, const GemmKernels& g, const View& out) {
   const int64_t blocks = divide_up(b.K, g.KC), panels = divide_up(b.N, g.NR);
-  parallel_for(panels * blocks, double(b.K) * double(b.N) * 0.3, [&](int64_t t) {
+  parallel_for(panels * blocks, double(b.K) * double(b.N) * 0.1, [&](int64_t t) {
     const int64_t j = t % panels * g.NR, k = t / panels * g.KC;
     const int64_t nr = std::min<int64_t>(g.NR, b.N - j), kc = std::min<int64_t>(g.KC, b.K - k);
     const Scratch panel(kc * g.NR * 4);

@@ -140,7 +140,7 @@ void fold_rows(const View& x, const Grid& grid, float start, const Kernel& kerne
   const Scratch scratch(product_of({rows, col_blocks, 4}));  // (col_blocks, rows)
   const auto partial = scratch.as<float>();
   std::fill(partial, partial + rows * col_blocks, start);
-  for_blocks(grid, 0.2, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+  for_blocks(grid, 0.1, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
     kernel(block(x, grid, &Axis::floats, m, i, j), mr, nc,
            partial + (j + grid.skipped) / kColumns * rows + i);
   });
@@ -208,7 +208,7 @@ void quantize(const View& x, const Integers& q, const QuantizeKernels& kernels) 
   keep(scales, rows, q.scale);
   if (q.offset) keep(low, rows, q.offset);
   const Levels levels{q.offset ? 0.0f : -top, top};
-  for_blocks(grid, 0.5, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+  for_blocks(grid, 0.2, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
     const Matrix from = block(x, grid, &Axis::floats, m, i, j);
     const float* const offsets = q.offset ? low + i : nullptr;
     if (q.bits == 8) {
@@ -229,7 +229,7 @@ void dequantize(const Integers& q, const View& out, const QuantizeKernels& kerne
   const auto scales = scratch.as<float>(), offsets = scratch_offset.as<float>();
   spread(q.scale, rows, scales);
   if (q.offset) spread(q.offset, rows, offsets);
-  for_blocks(grid, 0.3, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+  for_blocks(grid, 0.05, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
     const Matrix to = block(out, grid, &Axis::floats, m, i, j);
     const float* const block_offsets = q.offset ? offsets + i : nullptr;
     if (q.bits == 8) {
@@ -248,7 +248,7 @@ void quantize_rows(const View& x, int8_t* data, float* scale, const QuantizeKern
   int64_t rows = 1;
   for (int d = 0; d <= row_axis; ++d) rows *= x.shape[d];
   if (rows == 0) return;
-  parallel_for(rows / per_matrix * row_blocks, double(x.size()) * 0.7, [&](int64_t t) {
+  parallel_for(rows / per_matrix * row_blocks, double(x.size()) * 0.25, [&](int64_t t) {
     const int64_t first = t % row_blocks * kRows;
     const int64_t count = std::min(kRows, per_matrix - first);
     int64_t at = first * x.stride[row_axis], index = t / row_blocks;

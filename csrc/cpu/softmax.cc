@@ -10,7 +10,7 @@ namespace tilewright {
 void softmax_forward(const SoftmaxForward& op, const KernelTable& table) {
   const Rows x(op.x, table.element), y(op.y, table.element);
   const int64_t C = x.C();
-  for_row_blocks(x.count(), C, 0.8, [&](const Block& b) {
+  for_row_blocks(x.count(), C, 0.25, [&](const Block& b) {
     const Scratch x_room(x.room(b.rows, C)), y_room(y.room(b.rows, C));
     const FloatRows from = x.read(b, x_room.as<float>()), to = y.open(b, y_room.as<float>());
     if (!op.log) table.softmax.forward(b.rows, C, from.data, from.ld, to.data, to.ld);
@@ -27,7 +27,7 @@ void softmax_forward(const SoftmaxForward& op, const KernelTable& table) {
 void softmax_backward(const SoftmaxBackward& op, const KernelTable& table) {
   const Rows y(op.y, table.element), dy(op.dy, table.element), dx(op.dx, table.element);
   const int64_t C = y.C();
-  for_row_blocks(y.count(), C, 0.5, [&](const Block& b) {
+  for_row_blocks(y.count(), C, 0.15, [&](const Block& b) {
     const Scratch y_room(y.room(b.rows, C)), dy_room(dy.room(b.rows, C));
     const Scratch dx_room(dx.room(b.rows, C));
     const FloatRows from = y.read(b, y_room.as<float>()), up = dy.read(b, dy_room.as<float>());
