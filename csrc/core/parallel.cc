@@ -73,53 +73,59 @@ CloseRegions::~CloseRegions() {
   std::exchange(t_caller.held, nullptr)->let_go();
 }
 
-namespace {
-
-// That of a caller who is in no task of the pool. Whether it was for the pool, and has run there.
-bool run_on_pool(int64_t tasks, double work, void (*call)(const void*, int64_t),
-                 const void* context, int threads) {
-  using Choice = SharingModel::Choice;
+Team::Team(double work, int64_t tasks) : work_(work), too_little_(tasks > 1 && work < kAwakeWork) {
+  if (too_little_) return;
+  using enum SharingModel::Choice;
+  const int threads = t_caller.cancelled ? 1 : int(std::min<int64_t>(tasks, num_threads()));
+  if (threads <= 1) return;
   Pool* const held = t_caller.held;
-  Pool& workers = held ? *held : pool();
-  if (!held && !workers.try_hold()) {
+  pool_ = held ? held : &pool();
+  if (!held && !pool_->try_hold()) {
+    pool_ = nullptr;
     Trace::fallback("one thread: another thread's call held the pool");
-    Trace::region(tasks, 1);
-    return false;
+    return;
   }
-  const Choice choice = workers.choose(work, threads);
-  if (held) workers.keep_awake(choice != Choice::crowded);
-  if (choice == Choice::alone || choice == Choice::crowded) {
-    if (!held) workers.let_go();
-    if (choice == Choice::alone) return false;
+  const SharingModel::Choice choice = pool_->choose(work, threads);
+  if (held) held->keep_awake(choice != crowded);
+  if (choice == share || choice == share_on) {
+    threads_ = threads;
+    return;
+  }
+  let_go();
+  too_little_ = choice == alone;
+  if (!too_little_) {
     Trace::fallback("one thread: other programs want the cores, and sharing has cost time");
-    Trace::region(tasks, 1);
-    return false;
   }
-  Region region(tasks, work, threads, call, context);
-  Trace::region(tasks, workers.run(region, threads));
-  if (!held) workers.let_go();
-  if (region.error) std::rethrow_exception(region.error);
-  return true;
 }
 
-}  // namespace
+Team::~Team() {
+  let_go();
+}
 
-namespace detail {
+void Team::let_go() {
+  if (pool_ && pool_ != t_caller.held) pool_->let_go();
+  pool_ = nullptr;
+}
 
-void run_tasks(int64_t tasks, double work, void (*call)(const void*, int64_t),
-               const void* context) {
+void Team::run(int64_t tasks, Call call, const void* context) {
+  if (!pool_) return run_alone(tasks, call, context);
+  const int threads = int(std::min<int64_t>(tasks, threads_));
+  Region region(tasks, work_, threads, call, context);
+  Trace::region(tasks, pool_->run(region, threads));
+  let_go();
+  if (region.error) std::rethrow_exception(region.error);
+}
+
+void Team::run_alone(int64_t tasks, Call call, const void* context) const {
   constexpr double kUnpolled = 1e5;  // ns without a look at Ctrl-C, also if they are ten times that
-  const int threads = t_caller.cancelled ? 1 : int(std::min<int64_t>(tasks, num_threads()));
-  if (threads > 1 && run_on_pool(tasks, work, call, context, threads)) return;
-  if (threads == 1) Trace::region(tasks, 1);
-  if (work < kUnpolled) {
+  if (!too_little_) Trace::region(tasks, 1);
+  if (work_ < kUnpolled) {
     for (int64_t i = 0; i < tasks; ++i) call(context, i);
-    return poll_after(work + 1e3);
+    return poll_after(work_ + 1e3);
   }
-  Region region(tasks, work, 1, call, context);
+  Region region(tasks, work_, 1, call, context);
   region.work_and_poll();
   if (region.error) std::rethrow_exception(region.error);
 }
 
-}  // namespace detail
 }  // namespace tilewright

@@ -19,6 +19,8 @@ namespace tilewright {
 
 constexpr int kMaxThreads = 1024;
 
+class Pool;
+
 // A call begins on this thread: what came before it does not count towards its first poll.
 void begin_call();
 
@@ -38,12 +40,37 @@ class CloseRegions {
   CloseRegions& operator=(const CloseRegions&) = delete;
 
  private:
-  void* pool_;
+  Pool* pool_;
 };
 
-namespace detail {
-void run_tasks(int64_t tasks, double work, void (*call)(const void*, int64_t), const void* context);
-}  // namespace detail
+// The threads of a region of about `work` ns of one core, for a caller that cuts it into tasks
+// accordingly: asked for first, then run() once, with nothing between that is a region itself.
+class Team {
+ public:
+  explicit Team(double work, int64_t tasks = kMaxThreads);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int threads() const { return threads_; }
+  template <class Body>
+  void run(int64_t tasks, const Body& body) {
+    run(
+        tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },
+        &body);
+  }
+
+ private:
+  using Call = void (*)(const void*, int64_t);
+  void run(int64_t tasks, Call call, const void* context);
+  void run_alone(int64_t tasks, Call call, const void* context) const;
+  void let_go();
+
+  const double work_;
+  int threads_ = 1;
+  Pool* pool_ = nullptr;     // if there are more
+  bool too_little_ = false;  // work for more
+};
 
 // body(i) for i in [0, tasks). `work` is an estimate of the whole region in ns of one core, right
 // within about two: core/sharing.h decides by it whether the region is for more than one thread.
@@ -54,9 +81,7 @@ void parallel_for(int64_t tasks, double work, const Body& body) {
     for (int64_t i = 0; i < tasks; ++i) body(i);
     return poll_after(work + 1e3);  // a call may be a great many of these
   }
-  detail::run_tasks(
-      tasks, work, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },
-      &body);
+  Team(work, tasks).run(tasks, body);
 }
 
 }  // namespace tilewright

@@ -116,10 +116,6 @@ Blocking choose_blocking(int64_t M, int64_t nc, int64_t KW, const GemmKernels& g
   return {row_tiles, col_tiles, divide_up(row_tiles, rows), divide_up(col_tiles, cols)};
 }
 
-int parts_for(double ns) {
-  return ns < kAwakeWork ? 1 : num_threads();  // what stays on one thread is better in one piece
-}
-
 void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
   if (p.M == 0 || p.N == 0) return;
   const int64_t KW = words_of(p.K, g);
@@ -143,8 +139,13 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
       pack_columns(p.b, p.K, jc, nc, g, packed.as<char>(), parallel);
       source.packed = packed.as<char>(), source.origin = jc;
     }
-    const double ns = gemm_ns(p.M, nc, p.K, g);
-    const Blocking blocks = choose_blocking(p.M, nc, KW, g, parallel ? parts_for(ns) : 1);
+    Team team(parallel ? gemm_ns(p.M, nc, p.K, g) : 0, parallel ? kMaxThreads : 1);
+    const Blocking blocks = choose_blocking(p.M, nc, KW, g, team.threads());
+    if (Trace::described()) {
+      Trace::detail("blocks", std::to_string(blocks.row_blocks) + " x " +
+                                  std::to_string(blocks.col_blocks) + " of the output, at most " +
+                                  std::to_string(g.MC) + " x " + std::to_string(g.NT));
+    }
     const auto task = [&](int64_t t) {
       const int64_t r = t % blocks.row_blocks, c = t / blocks.row_blocks;
       const auto row = [&](int64_t block) {
@@ -160,7 +161,7 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
     };
     const int64_t tasks = blocks.row_blocks * blocks.col_blocks;
     if (parallel) {
-      parallel_for(tasks, ns, task);
+      team.run(tasks, task);
     } else {
       for (int64_t t = 0; t < tasks; ++t) task(t);
     }
@@ -193,13 +194,8 @@ void describe(const Gemm& p, const GemmKernels& g) {
                 : direct   ? g.names.in_place
                            : g.names.plain);
   if (!Trace::described()) return;
-  const Blocking blocks =
-      choose_blocking(p.M, p.N, words_of(p.K, g), g, parts_for(gemm_ns(p.M, p.N, p.K, g)));
   Trace::detail("tile", std::to_string(g.MR) + " x " + std::to_string(g.NR) + " in " + g.units +
                             ", K in blocks of " + std::to_string(g.KC * g.k_per_word));
-  Trace::detail("blocks", std::to_string(blocks.row_blocks) + " x " +
-                              std::to_string(blocks.col_blocks) + " of the output, at most " +
-                              std::to_string(g.MC) + " x " + std::to_string(g.NT));
   if (direct)
     Trace::note(
         "b is read where it is: its rows are contiguous, and it is small or meets few rows");
