@@ -85,6 +85,9 @@ TEST(a_pool_that_costs_more_than_it_gains_is_left_alone_for_longer_and_longer) {
   // once the cores are free, sharing is tried, earns credit, and goes on
   CHECK(p.shared(100'000, 20 * kUs, 5 * kUs, 0) > 85'000);
   CHECK(p.shared(1000, 20 * kUs, 5 * kUs, 0) == 1000);
+  // and what comes then is held against it no longer than at first
+  CHECK(p.shared(10, 20 * kUs, 5 * kUs, 3 * kMs) < 10);
+  CHECK(p.shared(1000, 20 * kUs, 5 * kUs, 0) > 500);
 }
 
 TEST(sharing_that_pays_on_balance_goes_on) {
