@@ -48,7 +48,7 @@ TW_INLINE Vec mills_ratio(Vec a) {
   q = fma(q, a, broadcast(4.714100957e-01f));
   q = fma(q, a, broadcast(1.205550432e+00f));
   q = fma(q, a, broadcast(1.676453233e+00f));
-  return quotient(p, fma(q, a, broadcast(1.0f)));
+  return p / fma(q, a, broadcast(1.0f));
 }
 
 // |x|, but at most 15, where Phi(-a) and its products are 0 in float32; NaN stays NaN.
