@@ -249,7 +249,7 @@ def flags_of_levels():
 # Levels that replace a few kernels of another one.
 SOURCES_OF_PARTS = {
     "neon_dot": {"qgemm_dot.cc"},
-    "avx512_vnni": {"qgemm_kernel.cc", "roofline_dot.cc"},
+    "avx512_vnni": {"qgemm_kernel.cc", "qgemm_vnni.cc", "roofline_dot.cc"},
     "avx512_bf16": {"gemm_bf16.cc", "roofline_dot.cc"},
     "amx": {"gemm_amx.cc", "gemm_split.cc", "roofline_amx.cc"},
 }

@@ -79,7 +79,7 @@ void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const Gemm
 // wide rows of float32, or one of narrower ones, cost less than to put the panels in one piece.
 bool reads_in_place(const Gemm& p, const GemmKernels& g) {
   if (p.packed || p.b.col != 1) return false;
-  if (g.tile_beside) {
+  if (g.prepare) {
     return g.k_per_word > 1 ? p.M <= g.MC : p.b.dtype == DType::f32 && p.M <= 2 * g.MC;
   }
   if (p.b.dtype != DType::f32 || g.k_per_word != 1) return false;

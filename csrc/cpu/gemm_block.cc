@@ -62,13 +62,28 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       kc_max_(std::min<int64_t>(g.KC, KW_)),
       one_block_(KW_ <= g.KC),
       few_(b.quantized && rows_ == 1 && mc <= b.weights->few),  // no panel in between
-      a_block_((rows_ * g.MR * kc_max_ + kPackSlack) * 4),
+      a_block_(rows_ * g.a_panel_bytes(kc_max_) + kPackSlack * 4),
       sums_((one_block_ ? 0 : rows_ * cols_) * tile_words_ * 4),
       tile_(tile_words_ * 4),
-      edge_(b.makes_panels() ? (kc_max_ * g.NR + kPackSlack) * 4 : 0) {}
+      edge_(b.makes_panels() ? (kc_max_ * g.NR + kPackSlack) * 4 : 0),
+      prepared_(g.prepare ? g.prepared_panel_bytes(kc_max_) : 0) {}
 
 int GemmBlock::rows_of(int64_t r) const {
   return int(std::min<int64_t>(g_.MR, mc_ - r * g_.MR));
+}
+
+char* GemmBlock::panel_of_a(int64_t r, int64_t kc) const {
+  return a_block_.as<char>() + r * g_.a_panel_bytes(kc);
+}
+
+// The panel of columns [j, j + NR) in a block of K, as the tile reads it.
+PanelSource::Panel GemmBlock::panel_of_b(int64_t k, int64_t kc, int64_t j) const {
+  const auto source = b_.at(k, kc, j, p_.N, p_.K, g_, edge_.as<void>());
+  if (!g_.prepare) return source;
+  void* const panel = prepared_.as<void>();
+  g_.prepare({source.data, source.ldb, kc, p_.K - k * g_.k_per_word, source.in_place, panel}, 0,
+             round_up(kc, g_.k_step));
+  return {panel, g_.NR};
 }
 
 // The c-th panel of B in a block of K, times all of A's.
@@ -76,9 +91,9 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   const int64_t j = j0_ + c * g_.NR;
   const int nr = int(std::min<int64_t>(g_.NR, j0_ + nt_ - j));
   PanelSource::Panel panel;
-  if (!few_) panel = b_.at(k, kc, j, p_.N, p_.K, g_, edge_.as<void>());
+  if (!few_) panel = panel_of_b(k, kc, j);
   for (int64_t r = 0; r < rows_; ++r) {
-    const float* const a = a_block_.as<float>() + r * kc * g_.MR;
+    const char* const a = panel_of_a(r, kc);
     float* sum = tile_.as<float>();
     if (few_) {
       b_.weights->tile(rows_of(r), kc, a, b_.quantized->panel(j), k, sum);
@@ -99,8 +114,7 @@ void GemmBlock::run() {
   do {  // without any K there is still a store
     const int64_t kc = std::min<int64_t>(g_.KC, KW_ - k);
     for (int64_t r = 0; r < rows_; ++r) {
-      g_.pack_a(p_.a, i0_ + r * g_.MR, rows_of(r), k, kc, p_.K,
-                a_block_.as<float>() + r * kc * g_.MR);
+      g_.pack_a(p_.a, i0_ + r * g_.MR, rows_of(r), k, kc, p_.K, panel_of_a(r, kc));
     }
     for (int64_t c = 0; c < cols_; ++c) {
       multiply(k, kc, c);

@@ -106,6 +106,7 @@ const Level kLevels[] = {
      [](KernelTable& table) {
        table.isa = "avx512_vnni";
        avx512_vnni::fill_qgemm(table);
+       avx512_vnni::fill_qgemm_vnni(table);
        avx512_vnni::fill_roofline_dot(table);
      }},
     {"avx512_bf16", has_avx512_bf16,

@@ -68,6 +68,7 @@ void fill_qgemm_dot(KernelTable&);
 }
 namespace avx512_vnni {
 void fill_qgemm(KernelTable&);
+void fill_qgemm_vnni(KernelTable&);
 void fill_roofline_dot(KernelTable&);
 }  // namespace avx512_vnni
 namespace avx512_bf16 {

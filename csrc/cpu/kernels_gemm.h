@@ -109,7 +109,7 @@ struct GemmKernels {
   const char* units = "registers";  // where a tile is
   int MC = 168, NT = 768;           // rows and columns of the output that a task works on (gemm.cc)
 
-  // --- what kernels on matrix units need besides; the others leave it as it is --------------------
+  // --- what kernels of narrow numbers and on matrix units need besides ----------------------------
   int a_bytes = 4;
   int k_step =
       1;  // words: panels of A, and prepared ones of B, are filled up to a multiple, by zeros
@@ -119,6 +119,7 @@ struct GemmKernels {
   // [from, to), in ascending order, multiples of k_step.
   void (*prepare)(const ColumnPanel& p, int64_t from, int64_t to) = nullptr;
   int prepared_bytes = 0;
+  bool starts = false;  // prepared panels begin with a line of what the accumulators start at
   bool reads_packed =
       false;  // `tile` reads packed panels as they are: only those in place are prepared
   // `tile`, with the rest between its instructions; the rest alone where kc is 0.
@@ -141,7 +142,7 @@ struct GemmKernels {
     return filled(kc) * MR * a_bytes + (exact ? MR * 4 : 0);
   }
   int64_t prepared_panel_bytes(int64_t kc) const {
-    return filled(kc) * NR * prepared_bytes + (exact ? NR * 4 : 0);
+    return filled(kc) * NR * prepared_bytes + (exact || starts ? NR * 4 : 0);
   }
 
  private:

@@ -52,6 +52,10 @@ TW_INLINE VecP broadcast_pair(uint32_t word) {
 TW_INLINE VecU add_bytes(VecU acc, VecU a, VecU b) {
   return (VecU)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }
+// n bytes, a lane each, then zeros.
+TW_INLINE VecU first_bytes(const void* p, int n) {
+  return (VecU)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_maskz_loadu_epi8(first_lanes(n), p));
+}
 TW_INLINE VecU add_dot(VecU acc, VecP a, VecP b) {
   return (VecU)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }

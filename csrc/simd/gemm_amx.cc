@@ -30,6 +30,7 @@
 
 #include "simd/amx.h"
 #include "simd/pack.h"
+#include "simd/quads.h"
 #include "simd/tile.h"
 
 namespace tilewright::ISA {
@@ -39,28 +40,7 @@ constexpr int MR = 32;
 static_assert(NR == 32);
 constexpr int64_t kStepBytes = 2 * kTileBytes;  // of A's panel, and of B's
 
-constexpr int64_t kQuadLine = 4 * NR;  // bytes: four of a column, and two lines of pairs
-
 // --- B's panel on its way into the first cache ---------------------------------------------------
-
-typedef uint16_t Halves __attribute__((vector_size(2 * NR)));
-
-// Lines x and y, column by column: the first and the second 16 columns.
-TW_INLINE void put_interleaved(Halves x, Halves y, char* to) {
-  Halves low, high;
-  for (int i = 0; i < NR / 2; ++i) {
-    low[2 * i] = uint16_t(i), low[2 * i + 1] = uint16_t(NR + i);
-    high[2 * i] = uint16_t(NR / 2 + i), high[2 * i + 1] = uint16_t(NR + NR / 2 + i);
-  }
-  const Halves left = __builtin_shuffle(x, y, low), right = __builtin_shuffle(x, y, high);
-  memcpy(to, &left, sizeof left);
-  memcpy(to + 64, &right, sizeof right);
-}
-TW_INLINE Halves halves_at(const void* p) {
-  Halves h;
-  memcpy(&h, p, sizeof h);
-  return h;
-}
 
 // Pairs of bfloat16: rows 2 k and 2 k + 1.
 void prepare_bf16(const ColumnPanel& p, int64_t from, int64_t end) {
@@ -79,30 +59,8 @@ void prepare_bf16(const ColumnPanel& p, int64_t from, int64_t end) {
   }
 }
 
-// Row k of bytes and the next one, in pairs.
-TW_INLINE Halves byte_pairs(const ColumnPanel& p, int64_t k) {
-  typedef uint8_t Bytes __attribute__((vector_size(NR)));
-  const auto row = static_cast<const char*>(p.b) + k * p.ldb;
-  Bytes x = {}, y = {};
-  if (k < p.elements) memcpy(&x, row, sizeof x);
-  if (k + 1 < p.elements) memcpy(&y, row + p.ldb, sizeof y);
-  return __builtin_convertvector(x, Halves) | __builtin_convertvector(y, Halves) << 8;
-}
-
-// Four bytes a column, of two lines of pairs: (k, k + 1) and (k + 2, k + 3).
 void prepare_bytes(const ColumnPanel& p, int64_t from, int64_t end) {
-  const auto pairs = static_cast<const char*>(p.b);
-  const auto to = static_cast<char*>(p.panel);
-  for (int64_t k = from; k < end; k += 2) {
-    Halves x = {}, y = {};
-    if (p.in_place) {
-      x = byte_pairs(p, 2 * k), y = byte_pairs(p, 2 * k + 2);
-    } else {
-      if (k < p.kc) x = halves_at(pairs + k * 2 * NR);
-      if (k + 1 < p.kc) y = halves_at(pairs + (k + 1) * 2 * NR);
-    }
-    put_interleaved(x, y, to + k / 2 * kQuadLine);
-  }
+  put_quads(p, from, end, static_cast<char*>(p.panel));
 }
 
 // --- a . b ---------------------------------------------------------------------------------------

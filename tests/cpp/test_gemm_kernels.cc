@@ -62,7 +62,7 @@ int64_t a_panel_bytes(const GemmKernels& g, int64_t kc) {
 int64_t b_panel_bytes(const GemmKernels& g, int64_t kc) {
   if (!g.prepare) return kc * g.NR * g.b_bytes;
   const int64_t words = (kc + g.k_step - 1) / g.k_step * g.k_step;
-  return words * g.NR * g.prepared_bytes + (g.exact ? g.NR * 4 : 0);
+  return words * g.NR * g.prepared_bytes + (g.exact || g.starts ? g.NR * 4 : 0);
 }
 void multiply(const GemmKernels& g, int mr, int64_t kc, const void* a, const void* b, void* tile) {
   if (g.begin) g.begin();
