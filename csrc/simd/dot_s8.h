@@ -52,6 +52,11 @@ TW_INLINE VecP broadcast_pair(uint32_t word) {
 TW_INLINE VecU add_bytes(VecU acc, VecU a, VecU b) {
   return (VecU)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 }
+// The first n bytes of a vector, or all of them; then zeros.
+TW_INLINE VecU load_bytes(const void* p, int64_t n) {
+  const __mmask64 first = n < 64 ? (uint64_t(1) << n) - 1 : ~uint64_t(0);
+  return (VecU)_mm512_maskz_loadu_epi8(first, p);
+}
 // n bytes, a lane each, then zeros.
 TW_INLINE VecU first_bytes(const void* p, int n) {
   return (VecU)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_maskz_loadu_epi8(first_lanes(n), p));

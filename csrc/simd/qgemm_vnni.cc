@@ -88,20 +88,15 @@ constexpr uint32_t kFlip = T(-1) < T(0) ? 0x80808080u : 0u;
 // K is contiguous: up to kWidth words of every row, of which the last may lack bytes.
 template <class T>
 void pack_along_k(const T* src, int64_t row, int mr, int64_t bytes, uint32_t* words) {
-  const int64_t lines = (bytes + 3) / 4;
   Vec r[kWidth] = {};
-  for (int i = 0; i < mr; ++i) {
-    if (bytes >= 4 * kWidth) {
-      memcpy(&r[i], src + i * row, sizeof r[i]);
-    } else {
-      memcpy(&r[i], src + i * row, size_t(bytes));
-    }
-    r[i] = (Vec)((VecU)r[i] ^ kFlip<T>);
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    if (i < mr) r[i] = (Vec)((VecU)load_bytes(src + i * row, bytes) ^ kFlip<T>);
   }
   transpose(r);
 #pragma GCC unroll 16
   for (int k = 0; k < kWidth; ++k) {
-    if (k < lines) store(reinterpret_cast<float*>(words + k * MR), r[k]);
+    if (4 * k < bytes) store_words(words + k * MR, (VecU)r[k]);
   }
 }
 
@@ -137,25 +132,37 @@ void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K
   }
 }
 
+// starts -= 128 times the sums of the columns, where A's bytes have 128 added.
+TW_INLINE void take_sums(const char* quads, int64_t lines, uint32_t* starts) {
+  constexpr int kChains = 4;  // of each vector: one alone would wait for itself
+  VecU sum[kChains][kVectors] = {};
+  for (int64_t k = 0; k < lines; k += kChains) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) {
+      if (k + c >= lines) break;
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        VecU line;
+        memcpy(&line, quads + (k + c) * kQuadLine + v * sizeof line, sizeof line);
+        sum[c][v] = add_bytes(sum[c][v], kFlip<int8_t> - VecU{}, line);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    uint32_t* const to = starts + v * kWidth;
+    store_words(to, load_words(to) - (sum[0][v] + sum[1][v]) - (sum[2][v] + sum[3][v]));
+  }
+}
+
 // Quads after the line of starts, which take in the columns' sums as they are made.
 template <class T>
 void prepare(const ColumnPanel& p, int64_t from, int64_t end) {
   const auto starts = static_cast<uint32_t*>(p.panel);
-  const auto quads = static_cast<char*>(p.panel) + kQuadLine;
+  char* const quads = static_cast<char*>(p.panel) + kQuadLine;
   put_quads(p, from, end, quads);
-#pragma GCC unroll 2
-  for (int v = 0; v < kVectors; ++v) {
-    VecU sum = {};
-    if constexpr (kFlip<T> != 0) {
-      for (int64_t k = from; k < end; k += 2) {
-        VecU line;
-        memcpy(&line, quads + k / 2 * kQuadLine + v * sizeof line, sizeof line);
-        sum = add_bytes(sum, kFlip<T> - VecU{}, line);
-      }
-    }
-    uint32_t* const to = starts + v * kWidth;
-    store_words(to, (from == 0 ? VecU{} : load_words(to)) - sum);
-  }
+  if (from == 0) memset(starts, 0, kQuadLine);
+  if (kFlip<T> != 0) take_sums(quads + from / 2 * kQuadLine, (end - from) / 2, starts);
 }
 
 template <class T>

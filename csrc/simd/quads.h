@@ -47,16 +47,22 @@ TW_INLINE Halves byte_pairs(const ColumnPanel& p, int64_t k) {
 
 // Words [from, end) of the panel as lines of quads, zero beyond the matrix.
 TW_INLINE void put_quads(const ColumnPanel& p, int64_t from, int64_t end, char* to) {
-  const auto pairs = static_cast<const char*>(p.b);
-  for (int64_t k = from; k < end; k += 2) {
-    Halves x = {}, y = {};
-    if (p.in_place) {
-      x = byte_pairs(p, 2 * k), y = byte_pairs(p, 2 * k + 2);
-    } else {
-      if (k < p.kc) x = halves_at(pairs + k * 2 * NR);
-      if (k + 1 < p.kc) y = halves_at(pairs + (k + 1) * 2 * NR);
+  const ColumnPanel panel = p;  // as far as the compiler knows, what is written could be p
+  const auto pairs = static_cast<const char*>(panel.b);
+  int64_t k = from;
+  if (!panel.in_place) {
+    for (; k < end && k + 1 < panel.kc; k += 2) {
+      const char* const lines = pairs + k * 2 * NR;
+      put_interleaved(halves_at(lines), halves_at(lines + 2 * NR), to + k / 2 * kQuadLine);
     }
-    put_interleaved(x, y, to + k / 2 * kQuadLine);
+    if (k < end) {
+      const Halves last = k < panel.kc ? halves_at(pairs + k * 2 * NR) : Halves{};
+      put_interleaved(last, Halves{}, to + k / 2 * kQuadLine);
+    }
+    return;
+  }
+  for (; k < end; k += 2) {
+    put_interleaved(byte_pairs(panel, 2 * k), byte_pairs(panel, 2 * k + 2), to + k / 2 * kQuadLine);
   }
 }
 #endif
