@@ -101,13 +101,6 @@ void add_sums(bool first, const void* tile, void* sum) {
   for (int i = 0; i < 64; ++i) sums[i] = first ? source[i] : sums[i] + source[i];
 }
 
-TW_INLINE bool any(VecI mask) {
-#pragma GCC unroll 4
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    mask |= __builtin_shuffle(mask, lane_numbers() ^ half);
-  }
-  return mask[0] != 0;
-}
 TW_INLINE VecI not_finite(Vec x) {
   return ~(abs(x) < __builtin_inff());
 }

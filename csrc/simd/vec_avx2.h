@@ -52,6 +52,10 @@ TW_INLINE Vec quotient(Vec p, Vec q) {
 TW_INLINE Vec sqrt(Vec v) {
   return (Vec)_mm256_sqrt_ps((__m256)v);
 }
+// Whether a lane of a comparison holds.
+TW_INLINE bool any(VecI mask) {
+  return _mm256_movemask_ps((__m256)mask) != 0;
+}
 TW_INLINE __m256i first_lanes(int64_t n) {
   const VecI lane = {0, 1, 2, 3, 4, 5, 6, 7};
   return (__m256i)(VecI)(lane < int32_t(n));

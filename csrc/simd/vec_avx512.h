@@ -51,6 +51,10 @@ TW_INLINE Vec quotient(Vec p, Vec q) {
 TW_INLINE Vec sqrt(Vec v) {
   return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
 }
+// Whether a lane of a comparison holds.
+TW_INLINE bool any(VecI mask) {
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+}
 TW_INLINE __mmask16 first_lanes(int64_t n) {
   return __mmask16((1u << n) - 1);
 }

@@ -52,6 +52,10 @@ TW_INLINE Vec sqrt(Vec v) {
 TW_INLINE Vec quotient(Vec p, Vec q) {
   return p / q;
 }
+// Whether a lane of a comparison holds.
+TW_INLINE bool any(VecI mask) {
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+}
 // v * 2^n, |n| <= 252 an integer: in two halves, so that only the second may leave the normal
 // range.
 TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
