@@ -111,9 +111,32 @@ TW_INLINE Vec load_first(const float* p, int n) {
   return n == kWidth ? load(p) : load_partial(p, n);
 }
 
+// The common case without a look at each vector's place: whole lines, neighbours in memory.
+template <class T>
+void store_lines(const uint32_t* acc, int64_t i0, int mr, int64_t j0, const Epilogue& e, T* to) {
+  Vec scale_b[kVectors], bias[kVectors] = {};
+  for (int v = 0; v < kVectors; ++v) {
+    scale_b[v] = load(e.scale_b + j0 + v * kWidth);
+    if (e.bias) bias[v] = load(e.bias + j0 + v * kWidth);
+  }
+  for (int i = 0; i < mr; ++i, acc += NR, to += e.out.row) {
+    const Vec scale_a = broadcast(e.scale_a[i0 + i]);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec scale = scale_a * scale_b[v], sum = to_float((VecI)load_words(acc + v * kWidth));
+      const Vec y = e.bias ? fma_once(sum, scale, bias[v]) : sum * scale;
+      store(to + v * kWidth, activate(e.activation, y));
+    }
+  }
+}
+
 void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const Epilogue& e) {
   const auto acc = static_cast<const uint32_t*>(tile);
   if (e.out.dtype == DType::s32) return store_integers(acc, i0, mr, j0, nr, e.out);
+  if (nr == NR && e.out.col == 1 && !e.residual.data) {
+    return with_type(e.out,
+                     [&](auto* p) { store_lines(acc, i0, mr, j0, e, p + i0 * e.out.row + j0); });
+  }
   for (int i = 0; i < mr; ++i) {
     const Vec scale_a = broadcast(e.scale_a[i0 + i]);
     for (int j = 0; j < nr; j += kWidth) {
