@@ -169,7 +169,7 @@ template <class T>
 GemmKernels quad_kernels(const GemmKernels& pairs) {
   GemmKernels g = pairs;
   g.names.in_place = "gemm_s8_in_place";
-  g.a_bytes = 2, g.k_step = 2;
+  g.KC = 512, g.MC = 336, g.NT = 384, g.a_bytes = 2, g.k_step = 2;
   g.tile = tile, g.pack_a = pack_a<T>;
   g.prepare = prepare<T>, g.prepared_bytes = 2, g.starts = true;
   return g;
