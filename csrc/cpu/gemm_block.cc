@@ -46,6 +46,17 @@ CacheLines PanelSource::lines(int64_t k, int64_t kc, int64_t j, int64_t N, int64
   return {packed + at * g.b_bytes, count, width, width};
 }
 
+namespace {
+
+// Where B is small enough to be read in place, packing A would cost as much as the product gains by it;
+// but lines that share a set of the first cache would drive each other out.
+bool reads_rows(const Matrix& a, const GemmKernels& g) {
+  constexpr int64_t kPage = 1024;  // words
+  return g.tile_in_place && a.dtype == DType::f32 && a.col == 1 && a.row % kPage != 0;
+}
+
+}  // namespace
+
 GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, int64_t i0,
                      int64_t mc, int64_t j0, int64_t nt)
     : p_(p),
@@ -62,7 +73,8 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       kc_max_(std::min<int64_t>(g.KC, KW_)),
       one_block_(KW_ <= g.KC),
       few_(b.quantized && rows_ == 1 && mc <= b.weights->few),  // no panel in between
-      a_block_(rows_ * g.a_panel_bytes(kc_max_) + kPackSlack * 4),
+      rows_in_place_(b.direct && one_block_ && reads_rows(p.a, g)),
+      a_block_(rows_in_place_ ? 0 : rows_ * g.a_panel_bytes(kc_max_) + kPackSlack * 4),
       sums_((one_block_ ? 0 : rows_ * cols_) * tile_words_ * 4),
       tile_(tile_words_ * 4),
       edge_(b.makes_panels() ? (kc_max_ * g.NR + kPackSlack) * 4 : 0),
@@ -97,6 +109,10 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
     float* sum = tile_.as<float>();
     if (few_) {
       b_.weights->tile(rows_of(r), kc, a, b_.quantized->panel(j), k, sum);
+    } else if (rows_in_place_) {
+      const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row;
+      g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
+                       panel.ldb, sum);
     } else {
       g_.tile(rows_of(r), kc, a, panel.data, panel.ldb, sum);
     }
@@ -113,7 +129,7 @@ void GemmBlock::run() {
   int64_t k = 0;
   do {  // without any K there is still a store
     const int64_t kc = std::min<int64_t>(g_.KC, KW_ - k);
-    for (int64_t r = 0; r < rows_; ++r) {
+    for (int64_t r = 0; r < rows_ && !rows_in_place_; ++r) {
       g_.pack_a(p_.a, i0_ + r * g_.MR, rows_of(r), k, kc, p_.K, panel_of_a(r, kc));
     }
     for (int64_t c = 0; c < cols_; ++c) {

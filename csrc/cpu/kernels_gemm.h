@@ -109,6 +109,11 @@ struct GemmKernels {
   const char* units = "registers";  // where a tile is
   int MC = 168, NT = 768;           // rows and columns of the output that a task works on (gemm.cc)
 
+  // `tile` of float32 rows of the matrix itself, lda words apart: none beyond mr is read. Absent where
+  // rows are multiplied by the lanes of a vector.
+  void (*tile_in_place)(int mr, int64_t kc, const float* a, int64_t lda, const float* b,
+                        int64_t ldb, float* tile) = nullptr;
+
   // --- what kernels of narrow numbers and on matrix units need besides ----------------------------
   int a_bytes = 4;
   int k_step =

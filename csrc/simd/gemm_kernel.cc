@@ -25,14 +25,36 @@ namespace {
 
 constexpr int MR = kFloatRows;
 
+// The words of a for one k after the other: of a packed panel, or of the matrix's own rows.
 template <int Rows>
-void tile_rows(int64_t kc, const float* a, const float* b, int64_t ldb, float* tile) {
+struct PackedRows {
+  const float* at;
+  TW_INLINE Scalars<Rows> words() const { return Scalars<Rows>(at); }
+  TW_INLINE void step() { at += MR; }
+};
+template <int Rows>
+struct MatrixRows {
+  const float* at[(Rows + 2) / 3];  // three rows each: as many as an address reaches
+  int64_t row;
+
+  TW_INLINE MatrixRows(const float* a, int64_t stride) : row(stride) {
+    for (int i = 0; i < Rows; i += 3) at[i / 3] = a + i * stride;
+  }
+  TW_INLINE const MatrixRows& words() const { return *this; }
+  TW_INLINE Vec operator[](int i) const { return broadcast(at[i / 3][i % 3 * row]); }
+  TW_INLINE void step() {
+    for (auto& p : at) ++p;
+  }
+};
+
+template <int Rows, class Left>
+TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, float* tile) {
   Vec acc[Rows][kVectors] = {};
-  for (int64_t k = 0; k < kc; ++k, a += MR, b += ldb) {
+  for (int64_t k = 0; k < kc; ++k, a.step(), b += ldb) {
     Vec line[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) line[v] = load(b + v * kWidth);
-    const Scalars<Rows> words(a);
+    const auto& words = a.words();
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       const Vec ai = words[i];
@@ -47,17 +69,41 @@ void tile_rows(int64_t kc, const float* a, const float* b, int64_t ldb, float* t
   }
 }
 
+template <int Rows>
+void packed_rows(int64_t kc, const float* a, const float* b, int64_t ldb, float* tile) {
+  tile_rows<Rows>(kc, PackedRows<Rows>{a}, b, ldb, tile);
+}
+
 // The smallest unrolled kernel that covers mr rows: few rows do few multiply-adds.
 void tile(int mr, int64_t kc, const void* a, const void* b, int64_t ldb, void* out) {
   const auto pa = static_cast<const float*>(a), pb = static_cast<const float*>(b);
   const auto pt = static_cast<float*>(out);
-  if (mr == 1) return tile_rows<1>(kc, pa, pb, ldb, pt);
-  if (mr == 2) return tile_rows<2>(kc, pa, pb, ldb, pt);
-  if (mr <= 4) return tile_rows<4>(kc, pa, pb, ldb, pt);
+  if (mr == 1) return packed_rows<1>(kc, pa, pb, ldb, pt);
+  if (mr == 2) return packed_rows<2>(kc, pa, pb, ldb, pt);
+  if (mr <= 4) return packed_rows<4>(kc, pa, pb, ldb, pt);
   if constexpr (MR > 8) {
-    if (mr <= 8) return tile_rows<8>(kc, pa, pb, ldb, pt);
+    if (mr <= 8) return packed_rows<8>(kc, pa, pb, ldb, pt);
   }
-  tile_rows<MR>(kc, pa, pb, ldb, pt);
+  packed_rows<MR>(kc, pa, pb, ldb, pt);
+}
+
+// Rows at a time while there are as many, and no row beyond them.
+template <int Rows>
+TW_INLINE void matrix_rows(int& mr, int64_t kc, const float*& a, int64_t lda, const float* b,
+                           int64_t ldb, float*& tile) {
+  for (; mr >= Rows; mr -= Rows, a += Rows * lda, tile += Rows * NR) {
+    tile_rows<Rows>(kc, MatrixRows<Rows>(a, lda), b, ldb, tile);
+  }
+}
+
+// The same sums with a's rows where they are, lda words apart.
+void tile_in_place(int mr, int64_t kc, const float* a, int64_t lda, const float* b, int64_t ldb,
+                   float* tile) {
+  matrix_rows<MR>(mr, kc, a, lda, b, ldb, tile);
+  if constexpr (MR > 8) matrix_rows<8>(mr, kc, a, lda, b, ldb, tile);
+  matrix_rows<4>(mr, kc, a, lda, b, ldb, tile);
+  matrix_rows<2>(mr, kc, a, lda, b, ldb, tile);
+  matrix_rows<1>(mr, kc, a, lda, b, ldb, tile);
 }
 
 void add_tile(bool first, const void* tile, void* sum) {
@@ -134,6 +180,7 @@ void fill_gemm(KernelTable& table) {
                     pack_b,
                     store_tile,
                     {"gemm_f32", "gemm_f32_packed", "gemm_f32_in_place", "gemm_f32_int_weights"}};
+  if (!kMultipliesByLane) table.gemm_f32.tile_in_place = tile_in_place;
 }
 
 }  // namespace tilewright::ISA
