@@ -98,6 +98,15 @@ PanelSource::Panel GemmBlock::panel_of_b(int64_t k, int64_t kc, int64_t j) const
   return {panel, g_.NR};
 }
 
+// Where a tile's sums are stored as they are: in the output; nowhere where they need an epilogue or
+// meet an edge.
+float* GemmBlock::direct_to(int64_t r, int64_t j, int nr) const {
+  const Epilogue& e = p_.epilogue;
+  const bool whole = rows_in_place_ || (g_.tile_to && rows_of(r) == g_.MR);
+  if (!one_block_ || !whole || nr < g_.NR || !stores_sums(e)) return nullptr;
+  return static_cast<float*>(const_cast<void*>(e.out.data)) + (i0_ + r * g_.MR) * e.out.row + j;
+}
+
 // The c-th panel of B in a block of K, times all of A's.
 void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   const int64_t j = j0_ + c * g_.NR;
@@ -105,17 +114,21 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   PanelSource::Panel panel;
   if (!few_) panel = panel_of_b(k, kc, j);
   for (int64_t r = 0; r < rows_; ++r) {
-    const char* const a = panel_of_a(r, kc);
-    float* sum = tile_.as<float>();
+    float* const direct = direct_to(r, j, nr);
+    float* sum = direct ? direct : tile_.as<float>();
+    const int64_t ldt = direct ? p_.epilogue.out.row : g_.NR;
     if (few_) {
-      b_.weights->tile(rows_of(r), kc, a, b_.quantized->panel(j), k, sum);
+      b_.weights->tile(rows_of(r), kc, panel_of_a(r, kc), b_.quantized->panel(j), k, sum);
     } else if (rows_in_place_) {
       const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row;
       g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
-                       panel.ldb, sum);
+                       panel.ldb, sum, ldt);
+    } else if (direct) {
+      g_.tile_to(kc, panel_of_a(r, kc), panel.data, sum, ldt);
     } else {
-      g_.tile(rows_of(r), kc, a, panel.data, panel.ldb, sum);
+      g_.tile(rows_of(r), kc, panel_of_a(r, kc), panel.data, panel.ldb, sum);
     }
+    if (direct) continue;
     if (!one_block_) {
       sum = sums_.as<float>() + (c * rows_ + r) * tile_words_;
       g_.add_tile(k == 0, tile_.as<float>(), sum);

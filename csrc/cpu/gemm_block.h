@@ -64,6 +64,7 @@ class GemmBlock {
   int rows_of(int64_t r) const;
   char* panel_of_a(int64_t r, int64_t kc) const;
   PanelSource::Panel panel_of_b(int64_t k, int64_t kc, int64_t j) const;
+  float* direct_to(int64_t r, int64_t j, int nr) const;
   void multiply(int64_t k, int64_t kc, int64_t c);
 
   const Gemm& p_;

@@ -32,6 +32,14 @@ struct Epilogue {
   Matrix out{nullptr, DType::other, 0, 0};
 };
 
+// Whether finished sums are the output, word by word.
+inline bool stores_sums(const Epilogue& e) {
+  if (e.out.col != 1) return false;
+  if (e.out.dtype == DType::s32) return true;
+  return e.out.dtype == DType::f32 && !e.scale_a && e.alpha == 1.0f && !e.bias &&
+         e.activation == Activation::none && !e.residual.data;
+}
+
 // What tw.explain and tw.stats call a kernel, by where B comes from. Literals: counted by address.
 struct GemmNames {
   const char *plain, *packed, *in_place, *weights;
@@ -109,10 +117,12 @@ struct GemmKernels {
   const char* units = "registers";  // where a tile is
   int MC = 168, NT = 768;           // rows and columns of the output that a task works on (gemm.cc)
 
-  // `tile` of float32 rows of the matrix itself, lda words apart: none beyond mr is read. Absent where
-  // rows are multiplied by the lanes of a vector.
+  // `tile` of float32 rows of the matrix itself, lda words apart, to rows ldt words apart: none beyond
+  // mr is read or written. Absent where rows are multiplied by the lanes of a vector.
   void (*tile_in_place)(int mr, int64_t kc, const float* a, int64_t lda, const float* b,
-                        int64_t ldb, float* tile) = nullptr;
+                        int64_t ldb, float* tile, int64_t ldt) = nullptr;
+  // `tile` of all MR rows to rows ldt words apart; absent where nothing is gained by it.
+  void (*tile_to)(int64_t kc, const void* a, const void* b, void* tile, int64_t ldt) = nullptr;
 
   // --- what kernels of narrow numbers and on matrix units need besides ----------------------------
   int a_bytes = 4;

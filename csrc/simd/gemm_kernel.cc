@@ -48,7 +48,8 @@ struct MatrixRows {
 };
 
 template <int Rows, class Left>
-TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, float* tile) {
+TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, float* tile,
+                         int64_t ldt) {
   Vec acc[Rows][kVectors] = {};
   for (int64_t k = 0; k < kc; ++k, a.step(), b += ldb) {
     Vec line[kVectors];
@@ -65,13 +66,13 @@ TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, float*
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(tile + i * NR + v * kWidth, acc[i][v]);
+    for (int v = 0; v < kVectors; ++v) store(tile + i * ldt + v * kWidth, acc[i][v]);
   }
 }
 
 template <int Rows>
 void packed_rows(int64_t kc, const float* a, const float* b, int64_t ldb, float* tile) {
-  tile_rows<Rows>(kc, PackedRows<Rows>{a}, b, ldb, tile);
+  tile_rows<Rows>(kc, PackedRows<Rows>{a}, b, ldb, tile, NR);
 }
 
 // The smallest unrolled kernel that covers mr rows: few rows do few multiply-adds.
@@ -90,20 +91,20 @@ void tile(int mr, int64_t kc, const void* a, const void* b, int64_t ldb, void* o
 // Rows at a time while there are as many, and no row beyond them.
 template <int Rows>
 TW_INLINE void matrix_rows(int& mr, int64_t kc, const float*& a, int64_t lda, const float* b,
-                           int64_t ldb, float*& tile) {
-  for (; mr >= Rows; mr -= Rows, a += Rows * lda, tile += Rows * NR) {
-    tile_rows<Rows>(kc, MatrixRows<Rows>(a, lda), b, ldb, tile);
+                           int64_t ldb, float*& tile, int64_t ldt) {
+  for (; mr >= Rows; mr -= Rows, a += Rows * lda, tile += Rows * ldt) {
+    tile_rows<Rows>(kc, MatrixRows<Rows>(a, lda), b, ldb, tile, ldt);
   }
 }
 
 // The same sums with a's rows where they are, lda words apart.
 void tile_in_place(int mr, int64_t kc, const float* a, int64_t lda, const float* b, int64_t ldb,
-                   float* tile) {
-  matrix_rows<MR>(mr, kc, a, lda, b, ldb, tile);
-  if constexpr (MR > 8) matrix_rows<8>(mr, kc, a, lda, b, ldb, tile);
-  matrix_rows<4>(mr, kc, a, lda, b, ldb, tile);
-  matrix_rows<2>(mr, kc, a, lda, b, ldb, tile);
-  matrix_rows<1>(mr, kc, a, lda, b, ldb, tile);
+                   float* tile, int64_t ldt) {
+  matrix_rows<MR>(mr, kc, a, lda, b, ldb, tile, ldt);
+  if constexpr (MR > 8) matrix_rows<8>(mr, kc, a, lda, b, ldb, tile, ldt);
+  matrix_rows<4>(mr, kc, a, lda, b, ldb, tile, ldt);
+  matrix_rows<2>(mr, kc, a, lda, b, ldb, tile, ldt);
+  matrix_rows<1>(mr, kc, a, lda, b, ldb, tile, ldt);
 }
 
 void add_tile(bool first, const void* tile, void* sum) {

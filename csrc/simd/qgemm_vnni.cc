@@ -41,7 +41,8 @@ namespace {
 constexpr int MR = kPairRows;
 
 template <int Rows>
-void tile_rows(int64_t lines, const uint32_t* a, const uint32_t* b, uint32_t* tile) {
+void tile_rows(int64_t lines, const uint32_t* a, const uint32_t* b, uint32_t* tile,
+               int64_t ldt = NR) {
   VecU acc[Rows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
@@ -63,7 +64,7 @@ void tile_rows(int64_t lines, const uint32_t* a, const uint32_t* b, uint32_t* ti
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store_words(tile + i * NR + v * kWidth, acc[i][v]);
+    for (int v = 0; v < kVectors; ++v) store_words(tile + i * ldt + v * kWidth, acc[i][v]);
   }
 }
 
@@ -77,6 +78,11 @@ void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) 
   if (mr <= 4) return tile_rows<4>(lines, pa, pb, pt);
   if (mr <= 8) return tile_rows<8>(lines, pa, pb, pt);
   tile_rows<MR>(lines, pa, pb, pt);
+}
+
+void tile_to(int64_t kc, const void* a, const void* b, void* tile, int64_t ldt) {
+  const auto pa = static_cast<const uint32_t*>(a), pb = static_cast<const uint32_t*>(b);
+  tile_rows<MR>((kc + 1) / 2, pa, pb, static_cast<uint32_t*>(tile), ldt);
 }
 
 // --- packing -------------------------------------------------------------------------------------
@@ -170,7 +176,7 @@ GemmKernels quad_kernels(const GemmKernels& pairs) {
   GemmKernels g = pairs;
   g.names.in_place = "gemm_s8_in_place";
   g.KC = 512, g.MC = 336, g.NT = 384, g.a_bytes = 2, g.k_step = 2;
-  g.tile = tile, g.pack_a = pack_a<T>;
+  g.tile = tile, g.tile_to = tile_to, g.pack_a = pack_a<T>;
   g.prepare = prepare<T>, g.prepared_bytes = 2, g.starts = true;
   return g;
 }
