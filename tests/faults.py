@@ -38,8 +38,8 @@ FAULTS = [
     Fault(
         "last terms of K dropped",
         GEMM,
-        "k < kc; ++k, a += MR",
-        "k < (kc & ~1ll); ++k, a += MR",
+        "k < kc; ++k, a.step()",
+        "k < (kc & ~1ll); ++k, a.step()",
         GEMM,
         "matmul",
     ),

@@ -143,6 +143,17 @@ def test_quantize_rounds_ties_to_even(isa):
     assert q.data.tolist() == [127, 0, 2, 2, 0, -2, 126, 126, -127]
 
 
+@pytest.mark.parametrize("amax", [127, 1, 3.1, 1e-30, 1e30, 1.2e-38, 3e38])
+def test_quantize_beside_ties(amax, isa):
+    """Quotients on and next to n + 1/2, in rows as long as several vectors."""
+    scale = np.float32(amax) / np.float32(127)
+    ties = (np.arange(-127, 127, dtype=np.float32) + np.float32(0.5)) * scale
+    rows = [ties, *(np.nextafter(ties, np.float32(end)) for end in (-np.inf, np.inf))]
+    x = np.stack([np.append(row, np.float32([amax, -amax])) for row in rows]).astype(np.float32)
+    for axis in (None, 0):
+        assert_formula(x, axis)
+
+
 def test_quantize_of_tiny_and_zero(isa):
     tiny = np.float32(1e-45)
     for value in (np.float32(0), tiny, tiny * 50, tiny * 190, np.float32(1.2e-38)):

@@ -13,6 +13,7 @@
 // Numerics: integers, exact modulo 2^32 in any order; elements beyond K are zero. The quantized
 // epilogue is y = fma(float(acc), scale_a[i] * scale_b[j], bias[j]), then activation, residual, one
 // rounding to the output's dtype: the same bits on every level, up to the activation.
+// Four products an instruction, where there is one for bytes: simd/qgemm_vnni.cc, qgemm_dot.cc.
 // Offsets and scales along K: simd/weights.cc, which multiplies with this tile too.
 //
 // Method: the float32 kernel's (gemm_kernel.cc); pair products as in gemmlowp and oneDNN.

@@ -17,8 +17,10 @@
 //
 // Parameter  bounded by
 // MR x NR    registers: 28 accumulators, 2 of b, 2 of a (14 x 32)
-// KC         words of two elements: B's panel, kc x NR x 2 bytes, in L1 beside A's
-// MC         what it costs to make B's panel, shared by MC / MR tiles; A's block MC x KC x 2 bytes in L2
+// KC         words of two elements: B's panel, KC x NR x 2 bytes (32 KB), in L1; deeper blocks mean
+//            fewer tiles to begin and end, each about 60 cycles of 3600
+// MC, NT     what it costs to make B's panel is shared by MC / MR tiles (336: 24 of them); A's block
+//            (MC x KC x 2 bytes) and the sums (MC x NT) in L2
 //
 // Numerics: integers, exact modulo 2^32: the bits of qgemm_kernel.cc. vpmaddubsw, which AVX2 has
 // besides, saturates and is not used.

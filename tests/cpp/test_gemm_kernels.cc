@@ -301,6 +301,54 @@ TEST(panels_for_matrix_units_multiply_right) {
   });
 }
 
+// Rows of A and of the output where they are, between guard pages: the bits of the packed panels.
+TEST(rows_of_both_in_place_multiply_right) {
+  test::for_each_level([](const KernelTable& table) {
+    const GemmKernels& g = table.gemm_f32;
+    if (!g.tile_in_place) return;
+    for (int mr = 1; mr <= g.MR; ++mr) {
+      for (const int64_t K : {1, 3, 64}) {
+        const Source a(DType::f32, mr, K, Layout::rows, 1);
+        const Source b(DType::f32, K, g.NR, Layout::rows, 2);
+        const int64_t ldt = g.NR + 3;
+        const Guarded packed((K * g.MR + kSlack) * 4), want(int64_t(g.MR) * g.NR * 4);
+        const Guarded out(((mr - 1) * ldt + g.NR) * 4);
+        const auto pb = static_cast<const float*>(b.matrix.data);
+        g.pack_a(a.matrix, 0, mr, 0, K, K, packed.as<void>());
+        g.tile(mr, K, packed.as<void>(), pb, g.NR, want.as<void>());
+        g.tile_in_place(mr, K, static_cast<const float*>(a.matrix.data), K, pb, g.NR,
+                        out.as<float>(), ldt);
+        bool equal = true;
+        for (int i = 0; i < mr; ++i) {
+          equal = equal && std::memcmp(out.as<float>() + i * ldt, want.as<float>() + i * g.NR,
+                                       size_t(g.NR) * 4) == 0;
+        }
+        CHECK(equal);
+      }
+    }
+  });
+}
+
+// A whole tile straight to rows of the output.
+TEST(whole_tiles_go_to_their_rows) {
+  test::for_each_level([](const KernelTable& table) {
+    const GemmKernels& g = table.gemm_s8_once;
+    if (!g.tile_to) return;
+    const int64_t kc = 9, ldt = g.NR + 3, a_bytes = a_panel_bytes(g, kc);
+    const Guarded a(a_bytes), b(b_panel_bytes(g, kc)), want(int64_t(g.MR) * g.NR * 4);
+    const Guarded out(((g.MR - 1) * ldt + g.NR) * 4);
+    fill(a, a_bytes, 129), fill(b, b_panel_bytes(g, kc), 3);
+    g.tile(g.MR, kc, a.as<void>(), b.as<void>(), g.NR, want.as<void>());
+    g.tile_to(kc, a.as<void>(), b.as<void>(), out.as<void>(), ldt);
+    bool equal = true;
+    for (int i = 0; i < g.MR; ++i) {
+      equal = equal && std::memcmp(out.as<int32_t>() + i * ldt, want.as<int32_t>() + i * g.NR,
+                                   size_t(g.NR) * 4) == 0;
+    }
+    CHECK(equal);
+  });
+}
+
 // Panels of B that are prepared from the matrix's own rows.
 TEST(rows_in_place_multiply_right) {
   const auto check = [](const GemmKernels& g, DType ta, DType tb) {
