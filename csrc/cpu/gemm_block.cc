@@ -48,11 +48,15 @@ CacheLines PanelSource::lines(int64_t k, int64_t kc, int64_t j, int64_t N, int64
 
 namespace {
 
-// Where B is small enough to be read in place, packing A would cost as much as the product gains by it;
-// but lines that share a set of the first cache would drive each other out.
-bool reads_rows(const Matrix& a, const GemmKernels& g) {
-  constexpr int64_t kPage = 1024;  // words
-  return g.tile_in_place && a.dtype == DType::f32 && a.col == 1 && a.row % kPage != 0;
+constexpr int64_t kFewRows = 8;
+
+// Packing A would cost as much as the product gains by it where B is small enough to be read in place;
+// and of few rows it makes a line for each k, which drives B out of the first cache. Lines that share a
+// set there would drive each other out.
+bool reads_rows(const Matrix& a, int64_t rows, bool one_panel, const GemmKernels& g) {
+  constexpr int64_t kPage = 1024, kWays = 4;  // words
+  if (!g.tile_in_place || a.dtype != DType::f32 || a.col != 1) return false;
+  return (one_panel || rows <= kFewRows) && (rows <= kWays || a.row % kPage != 0);
 }
 
 }  // namespace
@@ -73,7 +77,7 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       kc_max_(std::min<int64_t>(g.KC, KW_)),
       one_block_(KW_ <= g.KC),
       few_(b.quantized && rows_ == 1 && mc <= b.weights->few),  // no panel in between
-      rows_in_place_(b.direct && one_block_ && reads_rows(p.a, g)),
+      rows_in_place_(!few_ && reads_rows(p.a, mc, b.direct && one_block_, g)),
       a_block_(rows_in_place_ ? 0 : rows_ * g.a_panel_bytes(kc_max_) + kPackSlack * 4),
       sums_((one_block_ ? 0 : rows_ * cols_) * tile_words_ * 4),
       tile_(tile_words_ * 4),
@@ -120,7 +124,7 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
     if (few_) {
       b_.weights->tile(rows_of(r), kc, panel_of_a(r, kc), b_.quantized->panel(j), k, sum);
     } else if (rows_in_place_) {
-      const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row;
+      const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row + k;
       g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
                        panel.ldb, sum, ldt);
     } else if (direct) {
@@ -137,20 +141,34 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   }
 }
 
+// One block of K after the other: A's is packed, and meets all of B's panels. Rows in place need no
+// such order: they go down one panel after the other, as it lies in memory.
 void GemmBlock::run() {
+  const auto blocks_of_k = [&](const auto& body) {
+    int64_t k = 0;
+    do {  // without any K there is still a store
+      const int64_t kc = std::min<int64_t>(g_.KC, KW_ - k);
+      body(k, kc);
+      k += kc;
+    } while (k < KW_);
+  };
   const double step_ns = 0.04 * double(rows_ * tile_words_);
-  int64_t k = 0;
-  do {  // without any K there is still a store
-    const int64_t kc = std::min<int64_t>(g_.KC, KW_ - k);
-    for (int64_t r = 0; r < rows_ && !rows_in_place_; ++r) {
+  const auto step = [&](int64_t k, int64_t kc, int64_t c) {
+    multiply(k, kc, c);
+    poll_after(step_ns * double(kc));  // K may be as long as a caller likes
+  };
+  if (rows_in_place_) {
+    for (int64_t c = 0; c < cols_; ++c) {
+      blocks_of_k([&](int64_t k, int64_t kc) { step(k, kc, c); });
+    }
+    return;
+  }
+  blocks_of_k([&](int64_t k, int64_t kc) {
+    for (int64_t r = 0; r < rows_; ++r) {
       g_.pack_a(p_.a, i0_ + r * g_.MR, rows_of(r), k, kc, p_.K, panel_of_a(r, kc));
     }
-    for (int64_t c = 0; c < cols_; ++c) {
-      multiply(k, kc, c);
-      poll_after(step_ns * double(kc));  // K may be as long as a caller likes
-    }
-    k += kc;
-  } while (k < KW_);
+    for (int64_t c = 0; c < cols_; ++c) step(k, kc, c);
+  });
 }
 
 }  // namespace tilewright
