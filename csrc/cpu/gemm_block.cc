@@ -48,7 +48,7 @@ CacheLines PanelSource::lines(int64_t k, int64_t kc, int64_t j, int64_t N, int64
 
 namespace {
 
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = 8, kMostBlocks = 16;  // of K: A's panels stay in the second cache
 
 // Packing A would cost as much as the product gains by it where B is small enough to be read in place;
 // and of few rows it makes a line for each k, which drives B out of the first cache. Lines that share a
@@ -78,7 +78,10 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       one_block_(KW_ <= g.KC),
       few_(b.quantized && rows_ == 1 && mc <= b.weights->few),  // no panel in between
       rows_in_place_(!few_ && reads_rows(p.a, mc, b.direct && one_block_, g)),
-      a_block_(rows_in_place_ ? 0 : rows_ * g.a_panel_bytes(kc_max_) + kPackSlack * 4),
+      all_k_(!few_ && !rows_in_place_ && rows_ == 1 && mc <= kFewRows && KW_ <= kMostBlocks * g.KC),
+      a_block_(rows_in_place_ ? 0
+                              : (all_k_ ? divide_up(KW_, g.KC) : rows_) * g.a_panel_bytes(kc_max_) +
+                                    kPackSlack * 4),
       sums_((one_block_ ? 0 : rows_ * cols_) * tile_words_ * 4),
       tile_(tile_words_ * 4),
       edge_(b.makes_panels() ? (kc_max_ * g.NR + kPackSlack) * 4 : 0),
@@ -88,8 +91,10 @@ int GemmBlock::rows_of(int64_t r) const {
   return int(std::min<int64_t>(g_.MR, mc_ - r * g_.MR));
 }
 
-char* GemmBlock::panel_of_a(int64_t r, int64_t kc) const {
-  return a_block_.as<char>() + r * g_.a_panel_bytes(kc);
+// Of the r-th rows in a block of K.
+char* GemmBlock::panel_of_a(int64_t r, int64_t k, int64_t kc) const {
+  return a_block_.as<char>() +
+         (all_k_ ? k / g_.KC * g_.a_panel_bytes(g_.KC) : r * g_.a_panel_bytes(kc));
 }
 
 // The panel of columns [j, j + NR) in a block of K, as the tile reads it.
@@ -122,15 +127,15 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
     float* sum = direct ? direct : tile_.as<float>();
     const int64_t ldt = direct ? p_.epilogue.out.row : g_.NR;
     if (few_) {
-      b_.weights->tile(rows_of(r), kc, panel_of_a(r, kc), b_.quantized->panel(j), k, sum);
+      b_.weights->tile(rows_of(r), kc, panel_of_a(r, k, kc), b_.quantized->panel(j), k, sum);
     } else if (rows_in_place_) {
       const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row + k;
       g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
                        panel.ldb, sum, ldt);
     } else if (direct) {
-      g_.tile_to(kc, panel_of_a(r, kc), panel.data, sum, ldt);
+      g_.tile_to(kc, panel_of_a(r, k, kc), panel.data, sum, ldt);
     } else {
-      g_.tile(rows_of(r), kc, panel_of_a(r, kc), panel.data, panel.ldb, sum);
+      g_.tile(rows_of(r), kc, panel_of_a(r, k, kc), panel.data, panel.ldb, sum);
     }
     if (direct) continue;
     if (!one_block_) {
@@ -141,10 +146,10 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   }
 }
 
-// One block of K after the other: A's is packed, and meets all of B's panels. Rows in place need no
-// such order: they go down one panel after the other, as it lies in memory.
+// One block of K after the other: A's is packed, and meets all of B's panels. Few rows go down one
+// panel after the other instead, as it lies in memory; not where B is bytes, less than all of A is.
 void GemmBlock::run() {
-  const auto blocks_of_k = [&](const auto& body) {
+  const auto for_k = [&](const auto& body) {
     int64_t k = 0;
     do {  // without any K there is still a store
       const int64_t kc = std::min<int64_t>(g_.KC, KW_ - k);
@@ -152,21 +157,25 @@ void GemmBlock::run() {
       k += kc;
     } while (k < KW_);
   };
+  const auto pack = [&](int64_t k, int64_t kc) {
+    for (int64_t r = 0; r < rows_ && !rows_in_place_; ++r) {
+      g_.pack_a(p_.a, i0_ + r * g_.MR, rows_of(r), k, kc, p_.K, panel_of_a(r, k, kc));
+    }
+  };
   const double step_ns = 0.04 * double(rows_ * tile_words_);
   const auto step = [&](int64_t k, int64_t kc, int64_t c) {
     multiply(k, kc, c);
     poll_after(step_ns * double(kc));  // K may be as long as a caller likes
   };
-  if (rows_in_place_) {
+  if (rows_in_place_ || all_k_) {
+    for_k(pack);
     for (int64_t c = 0; c < cols_; ++c) {
-      blocks_of_k([&](int64_t k, int64_t kc) { step(k, kc, c); });
+      for_k([&](int64_t k, int64_t kc) { step(k, kc, c); });
     }
     return;
   }
-  blocks_of_k([&](int64_t k, int64_t kc) {
-    for (int64_t r = 0; r < rows_; ++r) {
-      g_.pack_a(p_.a, i0_ + r * g_.MR, rows_of(r), k, kc, p_.K, panel_of_a(r, kc));
-    }
+  for_k([&](int64_t k, int64_t kc) {
+    pack(k, kc);
     for (int64_t c = 0; c < cols_; ++c) step(k, kc, c);
   });
 }

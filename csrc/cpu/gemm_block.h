@@ -62,7 +62,7 @@ class GemmBlock {
 
  private:
   int rows_of(int64_t r) const;
-  char* panel_of_a(int64_t r, int64_t kc) const;
+  char* panel_of_a(int64_t r, int64_t k, int64_t kc) const;
   PanelSource::Panel panel_of_b(int64_t k, int64_t kc, int64_t j) const;
   float* direct_to(int64_t r, int64_t j, int nr) const;
   void multiply(int64_t k, int64_t kc, int64_t c);
@@ -72,7 +72,7 @@ class GemmBlock {
   const PanelSource& b_;
   const int64_t i0_, mc_, j0_, nt_;
   const int64_t KW_, rows_, cols_, tile_words_, kc_max_;
-  const bool one_block_, few_, rows_in_place_;
+  const bool one_block_, few_, rows_in_place_, all_k_;
   const Scratch a_block_, sums_, tile_, edge_, prepared_;
 };
 

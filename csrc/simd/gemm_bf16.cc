@@ -25,11 +25,16 @@ namespace tilewright::ISA {
 namespace {
 
 constexpr int MR = kFloatRows;
+constexpr int kFewRows = 8, kAhead = 2048;  // as in simd/gemm_kernel.cc
 
 template <int Rows>
 void tile_rows(int64_t kc, const uint32_t* a, const uint32_t* b, float* tile) {
   Vec acc[Rows][kVectors] = {};
-  for (int64_t k = 0; k < kc; ++k, a += MR, b += NR) {
+  for (int64_t k = 0; k < kc; ++k, a += Rows, b += NR) {
+    if (Rows <= kFewRows) {
+      __builtin_prefetch(b + kAhead);
+      __builtin_prefetch(b + kAhead + kWidth);
+    }
     VecU line[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) memcpy(&line[v], b + v * kWidth, sizeof line[v]);
@@ -47,21 +52,33 @@ void tile_rows(int64_t kc, const uint32_t* a, const uint32_t* b, float* tile) {
   }
 }
 
+// The smallest unrolled kernel that covers mr rows, and the width of their panel.
+constexpr int rows_for(int mr) {
+  return mr <= 2 ? mr : mr <= 4 ? 4 : mr <= kFewRows ? kFewRows : MR;
+}
+
 void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
   const auto pa = static_cast<const uint32_t*>(a), pb = static_cast<const uint32_t*>(b);
   const auto pt = static_cast<float*>(out);
-  if (mr == 1) return tile_rows<1>(kc, pa, pb, pt);
-  if (mr == 2) return tile_rows<2>(kc, pa, pb, pt);
-  if (mr <= 4) return tile_rows<4>(kc, pa, pb, pt);
-  if (mr <= 8) return tile_rows<8>(kc, pa, pb, pt);
-  tile_rows<MR>(kc, pa, pb, pt);
+  switch (rows_for(mr)) {
+    case 1:
+      return tile_rows<1>(kc, pa, pb, pt);
+    case 2:
+      return tile_rows<2>(kc, pa, pb, pt);
+    case 4:
+      return tile_rows<4>(kc, pa, pb, pt);
+    case kFewRows:
+      return tile_rows<kFewRows>(kc, pa, pb, pt);
+    default:
+      return tile_rows<MR>(kc, pa, pb, pt);
+  }
 }
 
 // --- packing: a word is a pair of neighbours along K ---------------------------------------------
 
 void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K, void* panel) {
   const auto src = static_cast<const uint16_t*>(a.data) + i * a.row + 2 * k * a.col;
-  pack_words(src, a.row, a.col, MR, mr, kc, K - 2 * k, static_cast<uint32_t*>(panel));
+  pack_words(src, a.row, a.col, rows_for(mr), mr, kc, K - 2 * k, static_cast<uint32_t*>(panel));
 }
 
 void pack_b(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t K, void* panel) {
