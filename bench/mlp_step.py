@@ -60,7 +60,7 @@ def run_child(threads, rounds):
         file = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--child", "--json", str(file)]
         command += ["--threads", str(threads), "--rounds", str(rounds)]
-        env = engines.child_environment(tw.isas()[-1].name, threads, os.environ)
+        env = engines.child_environment(engines.best_level(), threads, os.environ)
         env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         subprocess.run(command, env=env, check=True)
         return json.loads(file.read_text())

@@ -46,7 +46,7 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--threads", nargs="+", type=int, default=[tw.get_num_threads()])
-    parser.add_argument("--isa", nargs="+", default=[tw.isas()[-1].name])
+    parser.add_argument("--isa", nargs="+", default=[engines.best_level()])
     parser.add_argument("--steps", type=int, help="instead of the model's own number")
     parser.add_argument("--unfused", action="store_true", help="torch's default AdamW")
     parser.add_argument(
