@@ -17,11 +17,11 @@
 //   skis, to rent until it cost as much as to buy is never worse than twice the best.
 // * Crowded: where other programs want the cores too, a worker can lose its core in the middle of a
 //   task, for a time slice (3 ms) where a task takes 5 us, or the caller loses its own to a worker.
-//   core/pool.cc makes that rare. So the model keeps accounts: what a shared region saved (its caller's time in tasks, had
-//   it done them all, less the time the region took) is put to credit_, which is bounded. Once it is
-//   overdrawn, regions stay alone for rest_, which doubles each time until sharing has earned kCredit
-//   again. So sharing that pays on balance goes on, and what doesn't costs a slice in kLongestRest. A
-//   region so long that it gains more than a slice is shared whatever happened.
+//   core/pool.cc makes that rare. So the model keeps accounts: what a shared region saved (its caller's
+//   time in tasks, had it done them all, less the time the region took) is put to credit_, which is
+//   bounded. Once it is overdrawn, regions stay alone for rest_, which doubles each time until sharing
+//   has earned kCredit again. So sharing that pays on balance goes on, and what doesn't costs a slice in
+//   kLongestRest. A region so long that it gains more than a slice is shared whatever happened.
 #pragma once
 #include <stdint.h>
 

@@ -53,7 +53,7 @@ class Rows {
 
 // Whether an output is so large that what of it stays in the caches is not worth what its lines cost
 // there: each is read before it is written. No cache of a core's share keeps 64 MB; below, the next op
-// often finds the end of it (at 32 MB streaming lost 5 to 30 %, from 64 MB on it won 10 to 30 %).
+// often finds the end of it (at 32 MB streaming lost up to 30 %, from 64 MB on it won 10 to 30 %).
 inline bool past_caches(const View& out) {
   return out.dtype == DType::f32 && out.size() >= (int64_t{16} << 20);
 }

@@ -5,9 +5,13 @@
 //       a  | acc    | acc    |  MR rows     one line of b (2 vectors) and broadcasts MR words of a:
 //   k ->   +--------+--------+              MR * 2 fused multiply-adds for MR + 2 loads.
 //
-// MR, NR, KC: simd/tile.h. Few rows wait for b from memory, and the hardware asks for nothing beyond the
-// page of 4 KiB: kAhead words further are asked for (8 x 4096 x 4096: 3.4 -> 2.1 ms; below 1024 less, from
-// 4096 on no more).
+// a is a packed panel, or the matrix's own rows where packing them would cost more than it gains
+// (cpu/gemm_block.cc); the sums are the same.
+//
+// Parameter    bounded by
+// MR, NR, KC   simd/tile.h
+// kAhead       words of b asked for ahead, for few rows: they wait for memory, and the hardware asks for
+//              nothing beyond a page of 4 KiB. Below: its latency times its bandwidth; above: L2
 //
 // Numerics: float32 accumulation, k ascending, one chain of at most KC fused multiply-adds an
 // element (generic: multiply, then add); then one addition per further block of K. No other order
