@@ -26,6 +26,7 @@ import numpy as np
 
 import tilewright as tw
 from tilewright.bench import engines, measure
+from tilewright.bench.peers import Peers
 
 BATCH, SIZES = 64, (64, 128, 10)
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
@@ -103,7 +104,7 @@ def compare(threads, rounds):
             seconds[name].append((time.perf_counter() - start) / STEPS)
     return {
         "threads": threads,
-        "engines": engines.describe(torch),
+        "engines": engines.describe(Peers(torch)),
         "seconds": {name: measure.summarize(s)._asdict() for name, s in seconds.items()},
         "final_loss": {name: curve[-1] for name, curve in losses.items()},
     }
