@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import harness
+import tilewright as tw
 from tilewright.registry import OPS
 
 VALUES = (np.nan, np.inf, -np.inf)
@@ -48,3 +49,18 @@ def compare(name, got, ref, where):
         f"{np.argwhere(wrong)[0].tolist()}: got {got64[wrong][0]}, want {want[wrong][0]}"
     )
     harness.check_output(name, np.where(finite, got64, 0.0).astype(got.dtype), safe, where)
+
+
+@pytest.mark.parametrize("place", [5, 1030, 2499])
+@pytest.mark.parametrize("finite_from", [1024, 2048, 2500])  # before it: nothing, or NaN
+def test_nan_among_minus_infinity_reaches_the_row(place, finite_from, isa):
+    x = np.full((2, 2500), -np.inf, np.float32)
+    x[:, finite_from:] = 1
+    x[0, place] = np.nan
+    x[1, 2499] = 0  # a row without
+    for y in (tw.log_softmax(x), tw.softmax(x)):
+        assert np.isnan(y[0]).all()
+        assert not np.isnan(y[1]).any()
+    target = np.array([2499, 2499])
+    assert np.isnan(tw.cross_entropy(x, target))
+    assert np.isfinite(tw.cross_entropy(x[1:], target[1:]))
