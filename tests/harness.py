@@ -28,6 +28,9 @@ TOGETHER = {"layernorm": ("x", "residual"), "rmsnorm": ("x", "residual")}  # the
 SUPPORTED_ISAS = [name for name, _, supported, _ in _core.isa_levels() if supported]
 SKIPPED_ISAS = [name for name, _, supported, _ in _core.isa_levels() if not supported]
 
+# Whether `amx` is the level on emulated tiles (a build for tests).
+EMULATES_AMX = "TILEWRIGHT_EMULATE_AMX" in _core.build_info()["flags"]
+
 seed = 0  # set by conftest from --seed
 worst: dict[str, tuple[float, str]] = {}  # op, dtype -> largest error / bound seen, and where
 

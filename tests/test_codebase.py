@@ -116,7 +116,7 @@ INTRINSICS = re.compile(
 
 
 def may_use_intrinsics(path):
-    return path.parent.name == "simd" and re.fullmatch(r"vec_\w+\.h|dot_\w+\.h", path.name)
+    return path.parent.name == "simd" and re.fullmatch(r"(vec|dot)_\w+\.h|tiles_emulated\.h", path.name)
 
 
 def test_intrinsics_stay_where_they_belong():
@@ -165,14 +165,17 @@ def test_cuda_kernels_use_the_gpu_layer():
 
 
 def test_inline_assembly_has_its_places():
-    places = {"csrc/cuda/gpu/ptx.h", "csrc/emulator/fibers.cc", "csrc/simd/amx.h"}
+    places = {"csrc/cuda/gpu/ptx.h", "csrc/emulator/fibers.cc", "csrc/simd/tiles.h"}
     others = [p for p in sources("csrc") if str(p.relative_to(ROOT)) not in places]
     assert not found_in(others, r"\basm\s*(volatile\s*)?\(")
 
 
-def test_the_emulator_is_for_tests():
-    """Off unless asked for, and refused in a wheel."""
-    assert found_in([ROOT / "CMakeLists.txt"], r"option\(TILEWRIGHT_EMULATOR .* OFF\)")
+def test_emulators_are_for_tests():
+    """Off unless asked for, and refused in a wheel; of tiles as of CUDA."""
+    text = text_of(ROOT / "CMakeLists.txt")
+    for option in ("TILEWRIGHT_EMULATOR", "TILEWRIGHT_EMULATE_AMX"):
+        assert re.search(rf"option\({option} .* OFF\)", text)
+    assert re.search(r"if\(TILEWRIGHT_EMULATE_AMX AND SKBUILD\)\s+message\(FATAL_ERROR", text)
     text = text_of(ROOT / "cmake/emulator.cmake")
     assert re.search(r"if\(SKBUILD\)\s+message\(FATAL_ERROR", text)
 

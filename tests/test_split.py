@@ -194,10 +194,12 @@ FAULTS = {  # a file of csrc/simd, a text of it, and what replaces it
 }
 FLAGS = "-std=c++20 -O2 -fPIC -shared -ffp-contract=off -Wno-psabi -mavx512f -mavx512bw -mavx512dq"
 FLAGS += " -mavx512vl -mavx512bf16 -mfma -mf16c -DISA=amx -DISA_amx=1 -DISA_avx512=1"
+if harness.EMULATES_AMX or "amx" not in harness.SUPPORTED_ISAS:
+    FLAGS += " -DTILEWRIGHT_EMULATE_AMX"
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.skipif("amx" not in harness.SUPPORTED_ISAS, reason="no AMX on this machine")
+@pytest.mark.skipif("avx512_bf16" not in harness.SUPPORTED_ISAS, reason="tiles need AVX-512 here")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_exceed_the_bound(fault, tmp_path, rng):
     tree = tmp_path / "csrc"
@@ -252,6 +254,7 @@ except tw.UnsupportedError as error:
 
 
 @pytest.mark.skipif("amx" not in harness.SUPPORTED_ISAS, reason="no AMX on this machine")
+@pytest.mark.skipif(harness.EMULATES_AMX, reason="emulated tiles ask nobody")
 def test_refused_tiles_are_done_without_and_said_so():
     found = subprocess.run(
         [sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=60

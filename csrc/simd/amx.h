@@ -1,7 +1,4 @@
-// The tile registers of AMX, as instructions of our own.
-//
-// A tile is 16 rows of 64 bytes. Eight of them are held by a thread between begin_tiles() and
-// end_tiles(), and always used like this, 32 x 32 sums of products:
+// How products on AMX use the eight tiles (simd/tiles.h): 32 x 32 sums, and other work beside them.
 //
 //                  tmm6      tmm7             b, 16 words of K a tile: word [k][j]
 //               +---------+---------+
@@ -9,73 +6,15 @@
 //               +---------+---------+
 //        tmm5   |  tmm2   |  tmm3   |         a word is 2 bfloat16 or 4 bytes, neighbours along K
 //               +---------+---------+
-//
-// Why not the compiler's intrinsics: in GCC 12 the one that loads the configuration names 8 bytes of
-// its operand, and the one that loads a tile no memory at all; stores before them are dropped (a
-// local configuration became a single byte and SIGILL). Here every instruction is volatile and
-// clobbers memory; the configuration is a constant. A test bans the intrinsics.
-//
-// Source: Intel Architecture Instruction Set Extensions Programming Reference, chapter 3 (AMX).
 #pragma once
 #include <stdint.h>
 
 #include "cpu/kernels_gemm.h"
+#include "simd/tiles.h"
 #include "simd/vec.h"
 
 namespace tilewright::ISA {
 namespace {
-
-constexpr int kTileLines = 16;
-constexpr int64_t kTileBytes = 1024;
-
-struct alignas(64) TileConfig {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t line_bytes[16];
-  uint8_t lines[16];
-};
-constexpr TileConfig kEightTiles = {
-    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-static_assert(sizeof(TileConfig) == 64);
-
-inline void begin_tiles() {
-  asm volatile("ldtilecfg %0" : : "m"(kEightTiles) : "memory");
-}
-inline void end_tiles() {
-  asm volatile("tilerelease" : : : "memory");
-}
-
-template <int t>
-TW_INLINE void clear_tile() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(t) : "memory");
-}
-template <int t>
-TW_INLINE void load_tile(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(t) : "memory");
-}
-// Without a place in the cache: for what is read once, beside what should stay.
-template <int t>
-TW_INLINE void stream_tile(const void* p, int64_t stride) {
-  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(t) : "memory");
-}
-template <int t>
-TW_INLINE void store_tile(void* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "i"(t) : "memory");
-}
-
-// What a word holds: both factors bfloat16, or int8 with a signed or not.
-enum class Words { bf16, s8, u8 };
-
-// sum += a * b
-template <Words w, int sum, int a, int b>
-TW_INLINE void multiply_tiles() {
-  if constexpr (w == Words::bf16) {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b) : "memory");
-  } else if constexpr (w == Words::s8) {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b) : "memory");
-  } else {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b) : "memory");
-  }
-}
 
 // The sums of the picture, one row of tiles or both, from zero and to a row-major (32, 32).
 template <bool both>

@@ -212,7 +212,7 @@ template <Words w>
 GemmKernels bytes_kernels(const GemmKernels& pairs) {
   GemmKernels g = pairs;
   g.names = {"gemm_s8_tiles", "gemm_s8_tiles_packed", "gemm_s8_tiles_in_place", nullptr};
-  g.units = "AMX tiles";
+  g.units = kTileUnits;
   g.MR = MR, g.KC = 512, g.MC = 256, g.NT = 1024;
   g.a_bytes = 2, g.k_step = 32;
   g.tile = tile_bytes<w>, g.tile_beside = multiply_bytes<w>, g.add_tile = add_sums<VecU>,
@@ -233,7 +233,7 @@ void fill_gemm_amx(KernelTable& table) {
   g.prepare = prepare_bf16, g.prepared_bytes = 4, g.reads_packed = true;
   g.begin = begin_tiles, g.end = end_tiles;
   g.names = {"gemm_bf16_tiles", "gemm_bf16_tiles_packed", "gemm_bf16_tiles_in_place", nullptr};
-  g.units = "AMX tiles";
+  g.units = kTileUnits;
   table.gemm_s8_once = bytes_kernels<Words::s8>(table.gemm_s8);
   table.gemm_u8_once = bytes_kernels<Words::u8>(table.gemm_u8);
 }

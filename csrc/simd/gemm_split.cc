@@ -241,7 +241,7 @@ void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) 
 template <int TermsA, int TermsB>
 GemmKernels kernels(const KernelTable& table, const GemmNames& names) {
   GemmKernels g = table.gemm_f32;
-  g.names = names, g.units = "AMX tiles";
+  g.names = names, g.units = kTileUnits;
   g.MR = MR, g.MC = 256, g.NT = 1024;
   g.a_bytes = 2 * TermsA, g.prepared_bytes = 2 * TermsB;
   g.k_step = kStep;
