@@ -17,12 +17,12 @@ class ndarray(emulated.EmulatedArray):
 
     __slots__ = ("device",)
 
-    def __init__(self, host, index):
-        super().__init__(host)
+    def __init__(self, host, index, base=None):
+        super().__init__(host, base)
         self.device = types.SimpleNamespace(id=index)
 
-    def kin(self, host):
-        return ndarray(host, self.device.id)
+    def kin(self, host, base=None):
+        return ndarray(host, self.device.id, base)
 
 
 ndarray.__module__ = "cupy"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import sys
+import types
 from contextlib import nullcontext
 from typing import Any
 
@@ -43,18 +44,29 @@ class EmulatedArray(np.lib.mixins.NDArrayOperatorsMixin):
     functions return arrays of its kind. ``host`` is an ndarray over the same memory.
     """
 
-    __slots__ = ("host",)
+    __slots__ = ("__weakref__", "base", "host")
     __hash__ = None
 
-    def __init__(self, host):
+    def __init__(self, host, base=None):
         self.host = host
+        self.base = base  # whose memory it is, if not its own
 
-    def kin(self, host):
+    def kin(self, host, base=None):
         """Return an array of this kind, where this one is, over device memory."""
-        return EmulatedArray(host)
+        return EmulatedArray(host, base)
 
     def _back(self, value, out=None):
-        return _back(self.kin, value, out)
+        return _back(self, value, out)
+
+    @property
+    def flags(self):
+        """As far as CuPy has them."""
+        flags = self.host.flags
+        return types.SimpleNamespace(
+            c_contiguous=flags.c_contiguous,
+            f_contiguous=flags.f_contiguous,
+            owndata=self.base is None,
+        )
 
     @property
     def __cuda_array_interface__(self):
@@ -125,16 +137,16 @@ def _over(value):
     return value
 
 
-def _back(kin, value, out=None):
-    """What a NumPy function returned, on the device; ``out`` where it was given."""
+def _back(array, value, out=None):
+    """What a NumPy function of an array returned, on the device; ``out`` where it was given."""
     if out is not None:
         return out[0] if type(out) is tuple and len(out) == 1 else out
-    if isinstance(value, np.ndarray):
-        return kin(value if _is_device_memory(value) else to_device(value).host)
-    if isinstance(value, np.generic):
-        return kin(to_device(np.asarray(value)).host)
+    if isinstance(value, np.ndarray) and _is_device_memory(value):
+        return array.kin(value, array if array.base is None else array.base)
+    if isinstance(value, np.ndarray | np.generic):
+        return array.kin(to_device(np.asarray(value)).host)
     if type(value) in (tuple, list) and any(isinstance(v, np.ndarray) for v in value):
-        return type(value)(_back(kin, v) for v in value)
+        return type(value)(_back(array, v) for v in value)
     return value
 
 

@@ -116,7 +116,9 @@ INTRINSICS = re.compile(
 
 
 def may_use_intrinsics(path):
-    return path.parent.name == "simd" and re.fullmatch(r"(vec|dot)_\w+\.h|tiles_emulated\.h", path.name)
+    return path.parent.name == "simd" and re.fullmatch(
+        r"(vec|dot)_\w+\.h|tiles_emulated\.h", path.name
+    )
 
 
 def test_intrinsics_stay_where_they_belong():

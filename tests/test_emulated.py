@@ -354,6 +354,27 @@ def test_steps_have_the_bits_of_the_cpu(name, rng):
                 assert harness.same_bits(state, optimizers[1].state[q][slot].get()), (slot, p.shape)
 
 
+@pytest.mark.parametrize("there", [emulated.to_device, lambda x: x], ids=["emulated", "cpu"])
+def test_sums_have_the_bits_of_the_cpu(there, rng):
+    """What a program adds and copies gradients by; NumPy's sum is the reference."""
+    for a, b in itertools.product(tensors_of_any_kind(rng), repeat=2):
+        if a.shape != b.shape:
+            continue
+        wide = a.astype(F32) + b.astype(F32)
+        out = there(np.empty(a.shape, a.dtype))
+        _core.sum(there(a), there(b), out)
+        assert harness.same_bits(_back(out), wide.astype(a.dtype)), (a.shape, a.dtype, b.dtype)
+        _core.sum(there(b), None, out)
+        assert harness.same_bits(_back(out), b.astype(F32).astype(a.dtype))
+        both = there(a.copy())
+        _core.sum(both, there(b), both)
+        assert harness.same_bits(_back(both), wide.astype(a.dtype))
+
+
+def _back(x):
+    return x.get() if type(x) is emulated.EmulatedArray else x
+
+
 @pytest.mark.parametrize("p", [2.0, 1.0, np.inf])
 def test_gradients_are_clipped_on_the_device(p, rng):
     arrays = tensors_of_any_kind(rng)

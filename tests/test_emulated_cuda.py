@@ -132,3 +132,27 @@ def tw_report():
     from tilewright.cli.report import lines
 
     return "\n".join(lines())
+
+
+def test_a_program_runs_on_the_device_of_its_arrays(cupy, rng):
+    with cupy.cuda.Device(1):
+        w = tw.Tensor(cupy.asarray(rng.standard_normal((8, 3)).astype(F32)), requires_grad=True)
+        x = cupy.asarray(rng.standard_normal((5, 8)).astype(F32))
+    sgd = tw.optim.SGD([w], lr=0.5)
+
+    def train(x):
+        sgd.zero_grad()
+        loss = tw.mse(tw.relu(x @ w), x @ w)
+        loss.backward()
+        sgd.step()
+        return loss
+
+    start, plain, compiled = w.data.get(), [], []
+    for step, losses in ((train, plain), (tw.compile(train), compiled)):
+        w.data[...] = cupy.asarray(start)
+        for _ in range(4):
+            cupy.entered.clear()
+            losses.append(step(x))
+            assert set(cupy.entered) == {1}
+    assert [float(a) for a in compiled] == [float(a) for a in plain]
+    assert {a.device for a in compiled} == {"cuda:1"}

@@ -58,12 +58,13 @@ void dequantize(const Dequantize& op);
 void mse_forward(const MseForward& op);
 void mse_backward(const MseBackward& op);
 
-// optim.cu: sum_squares waits until the sum is there
+// optim.cu: sum_squares waits until the sum is there, clip_norm does not
 void adam_step(const Adam& op);
 void sgd_step(const Sgd& op);
 void rmsprop_step(const Rmsprop& op);
 void scale_tensors(const ScaleTensors& op);
 double sum_squares(const SumSquares& op);
+void clip_norm(const ClipNorm& op);
 
 // rope.cu
 void rope(const Rope& op);
@@ -71,6 +72,9 @@ void rope(const Rope& op);
 // softmax.cu
 void softmax_forward(const SoftmaxForward& op);
 void softmax_backward(const SoftmaxBackward& op);
+
+// sum.cu
+void sum(const Sum& op);
 
 // sum_rows.cu
 void sum_rows(const SumRows& op);

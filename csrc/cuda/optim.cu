@@ -3,6 +3,7 @@
 //
 //     adam      m, v, largest, p                sgd       velocity, p
 //     rmsprop   square, mean, velocity, p       scale     x = factor x
+//                                               clip      x = min(1, most / norm) x
 //
 //     tensors   | t0 t0 t0 | t1 | t2 t2 |      a launch takes many tensors without gaps: a table of
 //     blocks    |  0  1  2 |  3 |  4  5 |      them in its parameters says where the blocks of each
@@ -199,6 +200,18 @@ struct Scale {
   }
 };
 
+// By a norm that only the device knows.
+struct ScaleToNorm {
+  const double* norm;
+  double most;
+
+  template <class Element>
+  __device__ void operator()(const Element& e) const {
+    const double factor = most / (*norm + 1e-6);
+    if (!(factor >= 1)) e.store(0, e.load(0) * static_cast<float>(factor));
+  }
+};
+
 template <class Tensors, class Step>
 __global__ void step_kernel(const __grid_constant__ Tensors tensors, Step step) {
   tensors.for_elements([&](auto element) { step(element); });
@@ -229,6 +242,34 @@ __global__ void squares_total_kernel(const double* sums, std::int64_t count, dou
   const double sum = block_sum(thread_sum(sums, count));
   if (threadIdx.x == 0) *total = sum;
 }
+
+__global__ void norm_kernel(const double* total, double* norm) {
+  *norm = sqrt(*total);
+}
+
+// The sum of the squares of all elements, on the device, for as long as this lives.
+class SquaresOf {
+ public:
+  explicit SquaresOf(const ViewList& list)
+      : blocks_(blocks_of(list)), room_(static_cast<std::size_t>(blocks_ + 1) * sizeof(double)) {
+    double* const sums = room_.as<double>() + 1;
+    for_tensors({&list}, [&]<class T>(const T& tensors, std::int64_t blocks, std::int64_t from) {
+      launch_sum("sum_squares", squares_kernel<T>, blocks, tensors, sums + from);
+    });
+    launch_sum("sum_squares_total", squares_total_kernel, 1, sums, blocks_, room_.as<double>());
+  }
+  const double* total() const { return room_.as<double>(); }
+
+ private:
+  static std::int64_t blocks_of(const ViewList& list) {
+    std::int64_t all = 0;
+    for (std::int64_t i = 0; i < list.size; ++i) all += runs_of(list[i].size());
+    return all;
+  }
+
+  const std::int64_t blocks_;
+  const gpu::Workspace room_;
+};
 
 float rounded(double x) {
   return static_cast<float>(x);
@@ -264,16 +305,15 @@ void scale_tensors(const ScaleTensors& op) {
 }
 
 double sum_squares(const SumSquares& op) {
-  std::int64_t all = 0;
-  for (std::int64_t i = 0; i < op.tensors.size; ++i) all += runs_of(op.tensors[i].size());
-  const gpu::Workspace room(static_cast<std::size_t>(all + 1) * sizeof(double));
-  double *const total = room.as<double>(), *const sums = total + 1;
-  for_tensors({&op.tensors},
-              [&]<class T>(const T& tensors, std::int64_t blocks, std::int64_t from) {
-                launch_sum("sum_squares", squares_kernel<T>, blocks, tensors, sums + from);
-              });
-  launch_sum("sum_squares_total", squares_total_kernel, 1, sums, all, total);
-  return gpu::read_number(total);
+  return gpu::read_number(SquaresOf(op.tensors).total());
+}
+
+void clip_norm(const ClipNorm& op) {
+  const SquaresOf squares(op.tensors);
+  auto* const norm = op.norm.ptr<double>();
+  gpu::launch("norm", norm_kernel, dim3(1), dim3(1), 0, gpu::current_stream(), squares.total(),
+              norm);
+  launch_step("clip_norm", {&op.tensors}, ScaleToNorm{norm, op.max_norm});
 }
 
 }  // namespace tilewright::cuda

@@ -89,7 +89,7 @@ void run(const SumRows& op) {
 }
 
 void run(const Sum& op) {
-  const Check check{"sum"};
+  const Check check{"sum", Check::on_gpu_too};
   check.dtype("a", op.a, kFloats);
   check.output("out", op.out, kFloats);
   check.same_shape("out", op.out, op.a, "a");
@@ -101,7 +101,10 @@ void run(const Sum& op) {
   }
   if (op.a.size() == 0) return;
   const KernelTable& table = kernels();
-  const Trace trace("sum", table.isa, [&] { return format_shape(op.a); });
+  const Trace trace("sum", level_of(op.a, table.isa), [&] { return format_shape(op.a); });
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.a)) return cuda::sum(op);
+  }
   sum(op, table);
 }
 

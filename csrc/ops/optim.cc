@@ -125,9 +125,19 @@ double run(const SumSquares& op) {
 }
 
 void run(const ClipNorm& op) {
-  const Check check{"clip_grad_norm_"};
+  const Check check{"clip_grad_norm_", Check::on_gpu_too};
   check.output("norm", op.norm, {DType::f64});
   check.shape("norm", op.norm, {}, "for one number");
+  if constexpr (kHasGpu) {
+    if (on_gpu(op.norm)) {
+      check_list(check, "tensors", op.tensors, op.tensors, kFloats, true);
+      if (op.tensors.size > 0 && !on_gpu(op.tensors)) {
+        throw DeviceError("clip_grad_norm_: norm must be in the CPU's memory, as tensors are");
+      }
+      const Trace trace(check.op, kGpuLevel, [&] { return tensors(op.tensors); });
+      return cuda::clip_norm(op);
+    }
+  }
   const double norm = std::sqrt(run(SumSquares{op.tensors}));
   *op.norm.ptr<double>() = norm;
   const double scale = op.max_norm / (norm + 1e-6);

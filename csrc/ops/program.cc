@@ -345,11 +345,7 @@ struct Placed {
 constexpr int64_t kLine = 64;  // bytes: places begin at cache lines
 
 // The lowest place that is free for as long as each lives, the largest first; returns the end.
-int64_t place(std::vector<Placed>& all) {
-  std::vector<Placed*> order;
-  for (Placed& p : all) {
-    if (p.first >= 0) order.push_back(&p);
-  }
+int64_t place(std::vector<Placed*> order) {
   std::stable_sort(order.begin(), order.end(),
                    [](const Placed* a, const Placed* b) { return a->bytes > b->bytes; });
   std::vector<const Placed*> placed;  // by offset
@@ -468,7 +464,8 @@ template void Program::add(const AttentionVarlenBackward&);
 template void Program::add(const CachedAttention&);
 template void Program::add(const CachedAppend&);
 
-void Program::plan(const std::vector<Memory>& inputs, const std::vector<Memory>& temporaries) {
+void Program::plan(const std::vector<Memory>& inputs, const std::vector<Memory>& temporaries,
+                   const Allocate& on_gpu) {
   inputs_.assign(inputs.size(), {});
   std::vector<Placed> placed(temporaries.size());
   std::vector<std::pair<View*, int64_t>> moved;  // and which temporary it lies in
@@ -488,13 +485,26 @@ void Program::plan(const std::vector<Memory>& inputs, const std::vector<Memory>&
     EachView each(note);
     step(i).visit(each);
   }
-  arena_bytes_ = place(placed);
-  if (arena_bytes_ == 0) return;
-  arena_.reset(static_cast<char*>(allocate_pages(size_t(arena_bytes_))));
-  if (!arena_) throw std::bad_alloc();
+  const auto used_on = [&](Device device) {
+    std::vector<Placed*> used;
+    for (size_t t = 0; t < placed.size(); ++t) {
+      if (placed[t].first >= 0 && temporaries[t].device == device) used.push_back(&placed[t]);
+    }
+    return used;
+  };
+  arena_bytes_ = place(used_on(Device::cpu));
+  gpu_arena_bytes_ = place(used_on(Device::gpu));
+  if (arena_bytes_ > 0) {
+    arena_.reset(static_cast<char*>(allocate_pages(size_t(arena_bytes_))));
+    if (!arena_) throw std::bad_alloc();
+  }
+  char* const gpu_arena =
+      gpu_arena_bytes_ > 0 ? static_cast<char*>(on_gpu(gpu_arena_bytes_)) : nullptr;
   for (const auto& [view, t] : moved) {
-    const auto* const start = static_cast<const char*>(temporaries[size_t(t)].data);
-    view->data = arena_.get() + placed[size_t(t)].offset + (view->ptr<char>() - start);
+    const Memory& from = temporaries[size_t(t)];
+    char* const arena = from.device == Device::gpu ? gpu_arena : arena_.get();
+    const int64_t at = view->ptr<const char>() - static_cast<const char*>(from.data);
+    view->data = arena + placed[size_t(t)].offset + at;
   }
 }
 

@@ -11,8 +11,10 @@
 // numbers of a step (numbers), the tokens of a KVCache.
 //
 // Memory: a view whose first element lies in one of the temporaries that plan() is given is moved
-// into the arena, where temporaries that are never needed at the same time share room. The others
-// stay where they are: the caller keeps them alive.
+// into the arena, where temporaries that are never needed at the same time share room; those of a GPU
+// into one there. The others stay where they are: the caller keeps them alive.
+//
+// On a GPU a run launches the steps' kernels on the caller's stream, in order, without waiting.
 #pragma once
 #include <functional>
 #include <memory>
@@ -70,6 +72,7 @@ class ProgramStep {
 struct Memory {
   const void* data;
   int64_t bytes;
+  Device device = Device::cpu;
   bool holds(const void* p) const {
     return p >= data && p < static_cast<const char*>(data) + bytes;
   }
@@ -84,11 +87,14 @@ class Program {
   ProgramStep& step(int64_t i) { return *steps_[size_t(i)]; }
   int64_t done() const { return done_; }  // steps of the last run that ended
 
-  // Inputs, to be rebound, and temporaries: disjoint.
-  void plan(const std::vector<Memory>& inputs, const std::vector<Memory>& temporaries);
+  // Inputs, to be rebound, and temporaries: disjoint. The arena of a GPU is the caller's to allocate,
+  // and to keep.
+  using Allocate = std::function<void*(int64_t bytes)>;
+  void plan(const std::vector<Memory>& inputs, const std::vector<Memory>& temporaries,
+            const Allocate& on_gpu = {});
   void rebind(int64_t input, void* data);
-  int64_t arena_bytes() const { return arena_bytes_; }
-  void poison();  // every byte of the arena becomes 0xff: NaN
+  int64_t arena_bytes() const { return arena_bytes_ + gpu_arena_bytes_; }
+  void poison();  // every byte of the CPU's arena becomes 0xff: NaN
 
   // Throws what a step throws: done() steps were finished before. One thread at a time.
   // tw.stats counts it under `kind`, a literal.
@@ -101,7 +107,7 @@ class Program {
   std::vector<std::unique_ptr<ProgramStep>> steps_;
   std::vector<std::vector<std::pair<View*, int64_t>>> inputs_;  // bytes from the first element
   std::unique_ptr<char, Free> arena_;
-  int64_t arena_bytes_ = 0, done_ = 0;
+  int64_t arena_bytes_ = 0, gpu_arena_bytes_ = 0, done_ = 0;
 };
 
 }  // namespace tilewright

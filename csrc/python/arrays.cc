@@ -115,7 +115,7 @@ View to_view(PyObject* object) {
   if (!PyArray_Check(object)) {
     if constexpr (kHasGpu) {
       if (read_gpu_array(object, view)) {
-        if (recording()) throw UnsupportedError("compile: arrays of a GPU are not recorded");
+        if (RecordedProgram* r = recording()) r->hold(object);
         return view;
       }
     }
@@ -166,18 +166,17 @@ class RecyclingScope {
   PyObject* before_;
 };
 
+PyObject* noted(PyObject* array) {
+  if (RecordedProgram* r = recording(); r && array) r->made(array);
+  return array;
+}
+
 // make(), with recycled memory if the array is large.
 template <class Make>
 PyObject* allocate(size_t bytes, const Make& make) {
-  PyObject* array = nullptr;
-  if (!recycle::takes(bytes)) {
-    array = make();
-  } else {
-    const RecyclingScope scope;
-    array = PyErr_Occurred() ? nullptr : make();
-  }
-  if (RecordedProgram* r = recording()) r->made(array);
-  return array;
+  if (!recycle::takes(bytes)) return noted(make());
+  const RecyclingScope scope;
+  return PyErr_Occurred() ? nullptr : noted(make());
 }
 
 // empty(shape, dtype)
@@ -189,7 +188,9 @@ PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return nullptr;
   }
   if constexpr (kHasGpu) {
-    if (gpu_maker()) return PyObject_CallMethod(gpu_maker(), "empty", "OO", args[0], args[1]);
+    if (PyObject* const gpu = gpu_maker()) {
+      return noted(PyObject_CallMethod(gpu, "empty", "OO", args[0], args[1]));
+    }
   }
   if (!PyArray_IntpConverter(args[0], &shape)) return nullptr;
   PyObject* array = nullptr;
@@ -205,7 +206,9 @@ PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // empty_like(x): same shape, dtype and order of axes
 PyObject* empty_like(PyObject*, PyObject* x) {
   if constexpr (kHasGpu) {
-    if (gpu_maker()) return PyObject_CallMethod(gpu_maker(), "empty_like", "O", x);
+    if (PyObject* const gpu = gpu_maker()) {
+      return noted(PyObject_CallMethod(gpu, "empty_like", "O", x));
+    }
   }
   PyObject* model = PyArray_FROM_O(x);
   if (!model) return nullptr;
@@ -249,9 +252,9 @@ PyObject* new_array(const int64_t* shape, int rank, DType dtype) {
   for (int d = 0; d < rank; ++d) items *= dims[d] = shape[d];
   const int type = type_number(dtype);
   if constexpr (kHasGpu) {
-    if (gpu_maker()) {
-      return PyObject_CallMethod(gpu_maker(), "empty", "NN", PyArray_IntTupleFromIntp(rank, dims),
-                                 PyArray_DescrFromType(type));
+    if (PyObject* const gpu = gpu_maker()) {
+      return noted(PyObject_CallMethod(gpu, "empty", "NN", PyArray_IntTupleFromIntp(rank, dims),
+                                       PyArray_DescrFromType(type)));
     }
   }
   return allocate(size_t(items * dtype_size(dtype)),

@@ -11,10 +11,12 @@
 #include <cstring>
 #include <utility>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
 #include "python/context.h"
+#include "python/gpu/arrays.h"
 #include "python/module.h"
 
 namespace py = pybind11;
@@ -30,8 +32,13 @@ PyArrayObject* as_array(PyObject* object) {
   return reinterpret_cast<PyArrayObject*>(object);
 }
 
-// From an array's first element to the end of its last: the arrays here have no negative strides.
+// From an array's first element to the end of its last: the arrays here have no negative strides, and
+// those of a GPU no gaps. Nothing of what is no array.
 Memory memory_of(PyObject* object) {
+  if (!PyArray_Check(object)) {
+    if constexpr (kHasGpu) return gpu_memory(object);
+    return {nullptr, 0};
+  }
   PyArrayObject* const a = as_array(object);
   int64_t bytes = PyDataType_ELSIZE(PyArray_DESCR(a));
   for (int d = 0; d < PyArray_NDIM(a); ++d) {
@@ -79,7 +86,6 @@ void RecordedProgram::hold(PyObject* object) {
 }
 
 void RecordedProgram::made(PyObject* array) {
-  if (!array || !PyArray_Check(array)) return;
   made_.push_back({py::reinterpret_borrow<py::object>(array), memory_of(array)});
 }
 
@@ -161,9 +167,8 @@ std::string RecordedProgram::difference(const RecordedProgram& before) const {
 // (a result, a gradient) keeps it: the program writes there each time.
 void RecordedProgram::finish() {
   const auto ours = [&](const py::object& object) {
-    if (!PyArray_Check(object.ptr())) return false;
-    const void* data = PyArray_DATA(as_array(object.ptr()));
-    const auto holds = [&](const Memory& m) { return m.holds(data); };
+    const void* const data = memory_of(object.ptr()).data;
+    const auto holds = [&](const Memory& m) { return data && m.holds(data); };
     return std::any_of(inputs_.begin(), inputs_.end(), holds) ||
            std::any_of(made_.begin(), made_.end(),
                        [&](const Made& m) { return m.memory.holds(data); });
@@ -174,7 +179,7 @@ void RecordedProgram::finish() {
   for (const Made& m : made_) {
     if (Py_REFCNT(m.array.ptr()) == 1 && m.memory.bytes > 0) temporaries.push_back(m.memory);
   }
-  program.plan(inputs_, temporaries);
+  program.plan(inputs_, temporaries, [&](int64_t bytes) { return allocate_on_gpu(bytes); });
   made_.erase(std::remove_if(made_.begin(), made_.end(),
                              [](const Made& m) { return Py_REFCNT(m.array.ptr()) == 1; }),
               made_.end());
@@ -190,9 +195,18 @@ void RecordedProgram::finish() {
   }
 }
 
+// By the device that calls run on, as an array's memory: it lives as long as the program.
+void* RecordedProgram::allocate_on_gpu(int64_t bytes) {
+  if constexpr (kHasGpu) {
+    gpu_arena_ = py::handle(gpu_maker()).attr("empty")(py::make_tuple(bytes), "uint8");
+    return const_cast<void*>(gpu_memory(gpu_arena_.ptr()).data);
+  }
+  return nullptr;
+}
+
 void RecordedProgram::run(const py::list& inputs, const char* kind) {
   for (size_t i = 0; i < inputs.size(); ++i) {
-    program.rebind(int64_t(i), PyArray_DATA(as_array(inputs[i].ptr())));
+    program.rebind(int64_t(i), const_cast<void*>(memory_of(inputs[i].ptr()).data));
   }
   const KernelCall scope;
   program.run(kind);
@@ -215,17 +229,18 @@ void RecordedProgram::reseed(const std::vector<uint64_t>& values) {
 py::list RecordedProgram::captured() const {
   py::list found;
   for (const py::object& object : held_) {
-    if (PyArray_Check(object.ptr()) && place(to_view(object.ptr())).where == Operand::elsewhere) {
+    if (memory_of(object.ptr()).data && place(to_view(object.ptr())).where == Operand::elsewhere) {
       found.append(object);
     }
   }
   return found;
 }
 
-// So that nothing of the recorded call is left where the program writes.
+// So that nothing of the recorded call is left where the program writes in the CPU's memory.
 void RecordedProgram::poison() {
   program.poison();
   for (const Made& m : made_) {
+    if (m.memory.device != Device::cpu) continue;
     std::memset(const_cast<void*>(m.memory.data), 0xff, size_t(m.memory.bytes));
   }
 }
@@ -270,6 +285,7 @@ void register_program(py::module_& m) {
           },
           py::arg("array"))
       .def("poison", &RecordedProgram::poison)
+      .def_property_readonly("gpu_arena", &RecordedProgram::gpu_arena)
       .def_property_readonly("size", [](const RecordedProgram& p) { return p.program.size(); })
       .def_property_readonly("done", [](const RecordedProgram& p) { return p.program.done(); })
       .def_property_readonly("arena_bytes",

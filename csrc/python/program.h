@@ -37,6 +37,7 @@ class RecordedProgram {
   void poison();
   pybind11::list captured() const;
   pybind11::list escaping() const;
+  pybind11::object gpu_arena() const { return gpu_arena_; }
   int64_t locate(PyObject* array) const;
 
   Program program;
@@ -53,6 +54,7 @@ class RecordedProgram {
     std::vector<uint64_t> numbers;
   };
   Operand place(const View& view) const;
+  void* allocate_on_gpu(int64_t bytes);
   Signature sign(int64_t step) const;
 
   struct Made {
@@ -66,6 +68,7 @@ class RecordedProgram {
   std::unordered_set<int64_t> varying_;
   std::vector<uint64_t> seeds_;
   std::vector<std::pair<uint64_t*, size_t>> seeded_;
+  pybind11::object gpu_arena_ = pybind11::none();
   mutable std::vector<Signature> signatures_;
 };
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilewright import _core, recording
-from tilewright.device import Device, as_array, device_of, running_on
+from tilewright.device import Device, as_array, device_of, moved, running_on
 from tilewright.errors import DeviceError, ShapeError
 from tilewright.interop import FLOATS, PLAIN, Exported, array_over, importer_of, is_foreign
 from tilewright.tensor import Operators
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tilewright.registry import Op
 
 _state = threading.local()
-_ONES: dict[Any, Any] = {}  # read-only, by shape and dtype: the gradients of single numbers
+_ONES: dict[Any, Any] = {}  # by shape, dtype and device: the gradients of single numbers
 _ARRAYS = np.ndarray, np.generic  # NumPy gives a scalar where every operand has no axes
 
 
@@ -296,8 +296,8 @@ def apply(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _note(noted: recording.Recording, op: Op, arrays: _Arrays, inputs: dict[str, Any]) -> None:
     """Tell a recording what an op is called with, or refuse it."""
-    if arrays.device is not None:
-        recording.refuse(f"{op.name} on {arrays.device.name}", "arrays must be the CPU's")
+    if not op.views:
+        noted.runs_on(arrays.device)
     if op.__module__ == "tilewright.arithmetic" and not (op.views or op.name == "add"):
         recording.refuse(
             f"{op.name}, which NumPy computes,", "call one of tilewright's ops, or do it outside"
@@ -377,9 +377,12 @@ def _is_alone(grad: Any, others: list[Any]) -> bool:
 
     A gradient that is a view of the only dout of its node counts: the tape has dropped that one.
     """
-    return grad.flags.writeable and not any(
-        other is not None and np.may_share_memory(grad, other) for other in others
-    )
+    if type(grad) is np.ndarray:
+        if not grad.flags.writeable:
+            return False
+    elif any(np.may_share_memory(grad, one) for one in _ONES.values() if type(one) is type(grad)):
+        return False  # a device's arrays can't be made read-only
+    return not any(other is not None and np.may_share_memory(grad, other) for other in others)
 
 
 def _add_to_leaf(leaf: Tensor, grad: Any, alone: bool) -> None:
@@ -399,8 +402,10 @@ _LARGE = 1 << 20  # bytes, as in csrc/core/recycle.h
 
 
 def _for_kernel(array: Any) -> bool:
-    large = type(array) is np.ndarray and array.nbytes >= _LARGE and array.dtype in FLOATS
-    return large or recording.current() is not None
+    if (noted := recording.current()) is not None:
+        noted.runs_on(device_of(array))
+        return True
+    return type(array) is np.ndarray and array.nbytes >= _LARGE and array.dtype in FLOATS
 
 
 def _copied(array: Any) -> Any:
@@ -413,20 +418,19 @@ def _sum(a: Any, b: Any, in_place: bool) -> Any:
             return a + b
         a += b
         return a
-    out = a if in_place else _core.empty_like(a)
-    _core.sum(a, b, out)
+    with running_on(device_of(a), "backward"):
+        out = a if in_place else _core.empty_like(a)
+        _core.sum(a, b, out)
     return out
 
 
 def _one(like: Any) -> Any:
-    """The gradient of a single number: 1, of its shape."""
-    if device_of(like) is not None:
-        return np.ones_like(like)
-    key = like.shape, like.dtype
+    """The gradient of a single number: 1, of its shape. Nobody's to write."""
+    key = like.shape, like.dtype, device_of(like)
     if key not in _ONES:
-        made = np.ones(*key)
+        made = np.ones(like.shape, like.dtype)
         made.flags.writeable = False
-        _ONES[key] = made
+        _ONES[key] = moved(made, key[2])
     return _ONES[key]
 
 

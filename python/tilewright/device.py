@@ -128,7 +128,8 @@ def moved(x: Any, device: Device | None) -> Any:
 
 def empty(shape: Any, dtype: Any, device: Device | None) -> Any:
     """Return a fresh array on a device or on the CPU (None)."""
-    return _core.empty(shape, dtype) if device is None else device.empty(shape, dtype)
+    with running_on(device, "empty"):
+        return _core.empty(shape, dtype)
 
 
 def running_on(device: Device | None, op: str) -> AbstractContextManager[Any]:

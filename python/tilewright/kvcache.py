@@ -103,8 +103,7 @@ class KVCache:
 
     def _note(self, noted: Recording, k: Any) -> None:
         """Tell a recording how many tokens there are before it appends."""
-        if device_of(k) is not None:
-            refuse("a KVCache on a device", "arrays must be the CPU's")
+        noted.runs_on(device_of(k))
         if not any(core is self._core for core, _ in noted.caches):
             noted.caches.append((self._core, self.lengths.tolist()))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tilewright import _core, random
 from tilewright.autograd import Tensor, grad_enabled, unwrap
-from tilewright.device import device_of
+from tilewright.device import device_of, is_array, moved, running_on
 from tilewright.errors import DtypeError, UnsupportedError
 from tilewright.recording import Recording, current
 
@@ -63,6 +63,9 @@ def compile(step: Callable[..., Any]) -> CompiledStep:
     array by NumPy: that is refused, at the latest by the call that would have been replayed.
     Before the first replay is trusted it is run over the same state as the recorded call, and must
     give the same bits everywhere.
+
+    Arrays may be a device's, all of one step the same one's: a replay launches the step's kernels
+    on the current stream and does not wait for them.
 
     One call at a time: a second thread gets a RuntimeError meanwhile. Inside another compiled step
     the step is simply part of it.
@@ -127,7 +130,7 @@ class CompiledStep:
         """Run the step and record it; once two recordings agree, make the program."""
         _core.count_recording(again)
         draft, tries = self._drafts.pop(given.key, (None, 0))
-        before = [(a, a.copy()) for a in draft.kept()] if draft is not None else []
+        before = [(a, _bits(a)) for a in draft.kept()] if draft is not None else []
         recorded = _Recorded(self._step, given)
         if draft is not None:
             why = recorded.difference(draft)
@@ -187,9 +190,8 @@ class _Arguments:
         if _is_static(value):
             return kind, value
         array = value.data if kind is Tensor else unwrap(value, "compile: an argument")
-        if type(array) is not np.ndarray:
-            if device_of(array) is not None:
-                raise UnsupportedError("compile: arguments must be in the CPU's memory")
+        device = device_of(array)
+        if type(array) is not np.ndarray and device is None:
             raise DtypeError(
                 "compile: an argument must be an array, a Tensor, a number, a string, a dtype, "
                 "None or a tuple of such values, "
@@ -200,6 +202,9 @@ class _Arguments:
                 "compile: an argument must not require a gradient: what does belongs to the step, "
                 "as a parameter does"
             )
+        if device is not None:
+            self.arrays.append(array if array.flags.c_contiguous else array.copy())
+            return kind, array.shape, array.dtype, device
         flags = array.flags
         if not (flags.c_contiguous or flags.f_contiguous) or not flags.aligned:
             array = np.ascontiguousarray(array)
@@ -211,8 +216,9 @@ class _Arguments:
         """Copies of the arrays, which share memory with nothing, and the arguments with them."""
         copies = []
         for array in self.arrays:
-            copy = array.copy("K")
-            copy.flags.writeable = array.flags.writeable
+            copy = moved(_bits(array), device_of(array))
+            if type(array) is np.ndarray:
+                copy.flags.writeable = array.flags.writeable
             copies.append(copy)
         left = iter(copies)
 
@@ -229,7 +235,7 @@ class _Recorded:
     """A step that was run once, and what it did."""
 
     def __init__(self, step: Callable[..., Any], given: _Arguments) -> None:
-        self.originals = [array.copy("K") for array in given.arrays]
+        self.originals = [_bits(array) for array in given.arrays]
         self.inputs, args, kwargs = given.private()
         self.given = [value for value in (*args, *kwargs.values()) if not _is_static(value)]
         self.recording = Recording(_core.Program(self.inputs))
@@ -238,8 +244,9 @@ class _Recorded:
         self.gradients = [g for *_, g in self.recording.gradients() if g is not None]
         _check_result(self.result)
         for array, copy in zip(given.arrays, self.inputs, strict=True):
-            if array.flags.writeable and not _same(array, copy):
-                array[...] = copy
+            written = type(array) is not np.ndarray or array.flags.writeable
+            if written and not _same(array, copy):
+                _write(array, _bits(copy))
 
     def difference(self, draft: _Recorded) -> str:
         """In words, what a replay would not do as this call did; nothing where it would."""
@@ -252,7 +259,7 @@ class _Recorded:
             return "it returns another structure each time"
         for a, b in zip(mine, other, strict=True):
             array = unwrap(a)
-            if not isinstance(array, np.ndarray):
+            if not is_array(array):
                 if a != b:
                     return f"it returns {a!r}, and returned {b!r} in the call before"
             elif any(array is given for given in self.inputs):
@@ -293,6 +300,8 @@ class _Program:
     def __init__(self, recorded: _Recorded, before: list[tuple[Any, Any]]) -> None:
         recording = recorded.recording
         self._core = recording.core
+        self._device = recording.device
+        self._stream = self._device and self._device.stream()
         self._tensors = [(t, a, t.requires_grad) for t, a, _ in recording.tensors()]
         self._versions = [(t, v) for t, _, v in recording.tensors() if v is not None]
         self._modules = recording.modules()
@@ -302,11 +311,14 @@ class _Program:
         self._effects = [*recording.effects]
         self._effects += [(after, t.mark_written) for after, t in recording.written()]
         self._result = _mapped(recorded.result, functools.partial(_slot, recorded.given))
-        self._core.finish()
-        _prove(self._core, recorded, before)
+        with running_on(self._device, "compile"):
+            self._core.finish()
+            _prove(self._core, recorded, before)
 
     def prepare(self) -> list[list[float]] | None:
         """The numbers of the next replay, or None where it would not be what the step does."""
+        if self._device and self._device.stream() != self._stream:
+            return None  # one arena: what is still running on the other would meet this run
         for tensor, array, differentiated in self._tensors:
             if tensor.data is not array or tensor.requires_grad is not differentiated:
                 return None
@@ -333,7 +345,8 @@ class _Program:
             core.reseed([random.fresh_seed() for _ in range(self._draws)])
         done = -1
         try:
-            core.run(given.arrays)
+            with running_on(self._device, "compile"):
+                core.run(given.arrays)
             done = core.size
         finally:
             done = core.done if done < 0 else done
@@ -355,17 +368,20 @@ def _prove(core: Any, recorded: _Recorded, before: list[tuple[Any, Any]]) -> Non
     What the step does to arrays by other means than kernel calls shows here.
     """
     arrays = [*recorded.kept(), *core.escaping(), *recorded.inputs]
-    after = [(array, array.copy()) for array in arrays]
+    after = [(array, _bits(array)) for array in arrays]
     for array, old in (*before, *zip(recorded.inputs, recorded.originals, strict=True)):
         if not _same(array, old):
-            array[...] = old
+            _write(array, old)
     for cache, tokens in recorded.recording.caches:
         cache.truncate(tokens)
     core.poison()
+    for array in (core.gpu_arena, *core.escaping()):
+        if device_of(array) is not None:
+            _write(array, _poison(array))
     core.prove(recorded.inputs)
     wrong = [array for array, want in after if not _same(array, want)]
     for array, want in after if wrong else ():
-        array[...] = want
+        _write(array, want)
     if wrong:
         shapes = ", ".join(f"{a.dtype} {a.shape}" for a in wrong[:4])
         raise UnsupportedError(
@@ -374,8 +390,22 @@ def _prove(core: Any, recorded: _Recorded, before: list[tuple[Any, Any]]) -> Non
         )
 
 
+def _bits(array: Any) -> Any:
+    """A copy in the CPU's memory."""
+    device = device_of(array)
+    return array.copy("K") if device is None else device.get(array)
+
+
+def _poison(like: Any) -> Any:
+    return np.full(like.nbytes, 0xFF, np.uint8).view(like.dtype).reshape(like.shape)
+
+
+def _write(array: Any, values: Any) -> None:
+    array[...] = moved(values, device_of(array))
+
+
 def _same(a: Any, b: Any) -> bool:
-    return bool(a.tobytes() == b.tobytes())
+    return bool(moved(a, None).tobytes() == moved(b, None).tobytes())
 
 
 # Results --------------------------------------------------------------------------------------
@@ -402,13 +432,13 @@ def _slot(given: list[Any], leaf: Any) -> _Slot:
             return _Slot(None, i, False)
     if type(leaf) is Tensor:
         leaf = Tensor(leaf.data)  # without the tape
-    return _Slot(leaf, -1, not isinstance(unwrap(leaf), np.ndarray))
+    return _Slot(leaf, -1, not is_array(unwrap(leaf)))
 
 
 def _fresh(leaf: Any) -> Any:
     if type(leaf) is Tensor:
         return Tensor(leaf.data.copy())
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+    return leaf.copy() if is_array(leaf) else leaf
 
 
 def _mapped(value: Any, f: Callable[[Any], Any]) -> Any:
@@ -433,7 +463,7 @@ def _check_result(result: Any) -> None:
             raise UnsupportedError(
                 "compile: the step returns a number that was read from an array; return the array"
             )
-        if not isinstance(leaf, Tensor | np.ndarray | bool | int | str | None):
+        if not (isinstance(leaf, Tensor | bool | int | str | None) or is_array(leaf)):
             raise DtypeError(
                 "compile: a step returns arrays, Tensors, None, or tuples, lists and dicts of "
                 f"these, got {type(leaf).__name__}"

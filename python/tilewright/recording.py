@@ -15,6 +15,7 @@ from tilewright.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from tilewright.autograd import Tensor
+    from tilewright.device import Device
 
 _state = threading.local()
 _count_lock = threading.Lock()
@@ -31,6 +32,7 @@ class Recording:
         draws: how many seeds were drawn.
         stepped: the optimizers' states that have taken their step.
         caches: (a KVCache's core, the tokens that its sequences had before).
+        device: where the arrays are; None is the CPU.
     """
 
     def __init__(self, core: Any) -> None:
@@ -40,6 +42,7 @@ class Recording:
         self.draws = 0
         self.stepped: list[Any] = []
         self.caches: list[tuple[Any, list[int]]] = []
+        self.device: Device | None = None
         self._tensors: dict[int, tuple[Any, Any, int | None]] = {}
         self._modules: dict[int, tuple[Any, bool]] = {}
         self._gradients: dict[Tensor, tuple[Any, ...]] = {}
@@ -59,6 +62,18 @@ class Recording:
         _state.now = None
         with _count_lock:
             _count -= 1
+
+    def runs_on(self, device: Device | None) -> None:
+        """The next kernel call is one of a device, None is the CPU.
+
+        Raises:
+            UnsupportedError: an earlier one is another device's.
+        """
+        if self.core.size == 0:
+            self.device = device
+        elif device is not self.device:
+            places = " and ".join("the CPU" if d is None else d.name for d in (self.device, device))
+            refuse(f"a step on {places}", "let each have a step of its own")
 
     # What a replay relies on --------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Faults of activation.cu, dropout.cu, rope.cu and mse.cu: a thread an element, or a few."""
+"""Faults of activation.cu, sum.cu, dropout.cu, rope.cu and mse.cu: a thread an element or a few."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ ROPE = {"source": "rope.cu", "test": "rope", "tests": ("forward",)}
 ROPE_SLOPE = {"source": "rope.cu", "test": "rope", "tests": ("backward",)}
 MSE = {"source": "mse.cu", "test": "mse", "tests": ("forward",)}
 MSE_SLOPE = {"source": "mse.cu", "test": "mse", "tests": ("backward",)}
+SUM = {"source": "sum.cu", "test": "sums_have", "tests": ("emulated",)}
 FAULTS = [
+    Fault(
+        "a sum forgets its second operand's strides",
+        "sum.cu",
+        "b.load<Element>(b.offset(i))",
+        "b.load<Element>(i)",
+        "test_sums_have_the_bits_of_the_cpu",
+        **SUM,
+    ),
     Fault(
         "no bound for threads without an element",
         "activation.cu",

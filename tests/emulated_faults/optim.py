@@ -6,6 +6,7 @@ from emulated_faults.fault import Fault
 
 STEPS = {"source": "optim.cu", "test": "steps_have", "tests": ("emulated",)}
 CLIPPED = {"source": "optim.cu", "test": "clipped", "tests": ("emulated",)}
+PROGRAM = {"source": "optim.cu", "test": "training", "tests": ("emulated_program",)}
 BITS = "test_steps_have_the_bits_of_the_cpu"
 
 FAULTS = [
@@ -48,5 +49,21 @@ FAULTS = [
         "tensors, sums",
         "test_gradients_are_clipped",
         **CLIPPED,
+    ),
+    Fault(
+        "a norm below the limit scales as well",
+        "optim.cu",
+        "if (!(factor >= 1)) e.store",
+        "e.store",
+        "test_training",
+        **PROGRAM,
+    ),
+    Fault(
+        "the norm's root is forgotten",
+        "optim.cu",
+        "*norm = sqrt(*total);",
+        "*norm = *total;",
+        "test_training",
+        **PROGRAM,
     ),
 ]

@@ -66,6 +66,12 @@ bool read_gpu_array(PyObject* object, View& view) {
   return true;
 }
 
+Memory gpu_memory(PyObject* object) {
+  View view;
+  if (!read_gpu_array(object, view)) return {nullptr, 0};
+  return {view.data, py::handle(object).attr("nbytes").cast<int64_t>(), Device::gpu};
+}
+
 void register_gpu(py::module_& m) {
   m.def("enter_gpu", &enter_gpu, py::arg("maker"), py::arg("stream"),
         "calls of this thread work for a GPU: results by maker.empty, launches on a stream");

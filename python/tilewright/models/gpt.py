@@ -12,6 +12,7 @@ normalised rows, and its backward adds both gradients up.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import numpy as np
 
 from tilewright import random
 from tilewright.autograd import no_grad, unwrap
-from tilewright.device import as_array, device_of, empty, moved
+from tilewright.device import Device, as_array, device_of, empty, moved
 from tilewright.errors import FormatError, ShapeError
 from tilewright.io import load as load_arrays
 from tilewright.io import load_metadata, save
@@ -38,8 +39,18 @@ from tilewright.nn.norm import LayerNorm
 from tilewright.nn.quantized import quantize_linears
 from tilewright.program import compile
 
-_ZERO = np.zeros(1, np.float32)
 _FORMAT = "tilewright.gpt/1"
+
+
+@functools.lru_cache(maxsize=64)
+def _ascending(count: int, device: Device | None) -> Any:
+    """0 to count - 1: one array each, since a compiled step reads it in place."""
+    return moved(np.arange(count), device)
+
+
+@functools.lru_cache(maxsize=64)
+def _zero(device: Device | None) -> Any:
+    return moved(np.zeros(1, np.float32), device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +143,6 @@ class GPT(Module):
         super().__init__()
         self.config = config
         self.quantized: dict[str, Any] | None = None  # how, once it is
-        self._order = np.arange(config.context)  # one array: a compiled step reads it in place
         with random.seeded(seed):
             self.token = Embedding(config.vocab_size, config.width)
             self.position = Embedding(config.context, config.width)
@@ -168,15 +178,12 @@ class GPT(Module):
                 f"got {ids.shape}"
             )
         if positions is None:
-            positions = moved(
-                np.broadcast_to(self._order[: ids.shape[1]], ids.shape), device_of(ids)
-            )
+            first = _ascending(self.config.context, device_of(ids))[: ids.shape[1]]
+            positions = np.broadcast_to(first, ids.shape)
         x, s = self.token(ids), self.position(positions)
         if self.training and self.config.dropout:  # it drops of the sum
             x = self.dropout(x + s)
-            on_device = device_of(x.data) is not None
-            zeros = np.zeros_like(x.data) if on_device else np.broadcast_to(_ZERO, x.shape)
-            s = tw.Tensor(zeros)
+            s = tw.Tensor(np.broadcast_to(_zero(device_of(x.data)), x.shape))
         for layer, block in enumerate(self.blocks):
             x, s = block(x, s, cache, layer)
         return self.ln(x, residual=s)[0]
@@ -236,7 +243,7 @@ class GPT(Module):
             with no_grad():
                 return self._head(self._trunk(ids, cache, positions)[:, -1:])
 
-        read_one = read if device else compile(read)  # a program has no place for a device
+        read_one = compile(read)
         try:
             for _ in range(count):
                 if filled + len(unread) > c.context:

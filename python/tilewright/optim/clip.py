@@ -70,15 +70,19 @@ def _recorded(
     error_if_nonfinite: bool,
 ) -> Any:
     """clip_grad_norm_ as one kernel call, whose norm is an array that Python need not read."""
-    if norm_type != 2.0 or error_if_nonfinite or set(_by_device(grads)) - {None}:
+    devices = [*_by_device(grads)]
+    if norm_type != 2.0 or error_if_nonfinite or len(devices) > 1:
         refuse(
-            "clip_grad_norm_ with another norm than 2, error_if_nonfinite or arrays of a device",
+            "clip_grad_norm_ with another norm than 2, error_if_nonfinite or several devices",
             "call it outside of the step",
         )
     for p in [parameters] if isinstance(parameters, Tensor) else parameters:
         noted.gradient(p)
-    norm = _core.empty((), np.float64)
-    _core.clip_norm(grads, max_norm, norm)
+    for device in devices:
+        noted.runs_on(device)
+    with running_on(devices[0] if devices else None, "clip_grad_norm_"):
+        norm = _core.empty((), np.float64)
+        _core.clip_norm(grads, max_norm, norm)
     return norm
 
 

@@ -146,6 +146,7 @@ class Optimizer:
                 data, grads = [p.data for p in params], [p.grad for p in params]
                 noted = current()
                 if noted is not None:
+                    noted.runs_on(device)
                     for p in params:
                         noted.reads(p)
                         noted.gradient(p)

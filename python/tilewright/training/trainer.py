@@ -106,11 +106,9 @@ class Trainer:
             betas=(0.9, 0.95),
             weight_decay=settings.weight_decay,
         )
-        # Two programs: between them Python looks at the loss. A device's arrays are not recorded.
-        self._differentiate, self._update = self._gradients, self.optimizer.step
-        if self.device is None:
-            self._differentiate = tw.compile(self._gradients)
-            self._update = tw.compile(self.optimizer.step)
+        # Two programs: between them Python looks at the loss.
+        self._differentiate = tw.compile(self._gradients)
+        self._update = tw.compile(self.optimizer.step)
         self.step = 0
         self.seconds = 0.0
 
