@@ -82,7 +82,7 @@ MAY_INCLUDE = {
     "csrc/core": r"(core|tilewright)/",
     "csrc/simd": r"(simd/|tilewright/|cpu/kernel_table\.h|cpu/kernels_\w+\.h)",
     "csrc/cpu": r"(core|cpu|tilewright)/",
-    "csrc/ops": r"(core/|cpu/|ops/|tilewright/|cuda/kernels\.h)",
+    "csrc/ops": r"(core/|cpu/|ops/|tilewright/|cuda/(kernels|graph)\.h)",
     "csrc/emulator": r"(emulator|tilewright)/",
     "csrc/cuda": r"(core|cuda|emulator|tilewright)/",
     "csrc/python": r"(core|cpu|ops|python|tilewright|cuda/gpu|emulator)/",
@@ -161,7 +161,7 @@ def test_cuda_kernels_use_the_gpu_layer():
     """What the emulator can't run: csrc/README.md says why."""
     beyond = (
         r"\basm\b|<<<|\b__shared__\b|cooperative_groups|nvcuda|mma\.h"
-        r"|^\s*#\s*include\s*[<\"](cuda_runtime|emulator/|cuda/gpu/(?!gpu\.h|stream\.h))"
+        r"|^\s*#\s*include\s*[<\"](cuda_runtime|emulator/|cuda/gpu/(?!gpu\.h|stream\.h|capture\.h))"
     )
     assert not found_in(cuda_kernels(), beyond)
 

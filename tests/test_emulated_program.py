@@ -15,6 +15,7 @@ import harness
 import on_device
 import tilewright as tw
 from tilewright import _core
+from tilewright.device import running_on
 from tilewright.models import GPT, GPTConfig
 from tilewright.registry import OPS
 from tilewright.training import Settings, Trainer
@@ -278,3 +279,137 @@ def test_the_trainer_is_replayed(dropout):
     replayed = losses(True)
     assert (counts() - before)[2] >= 6
     assert replayed == losses(False)
+
+
+# --- graphs ---------------------------------------------------------------------------------------
+
+
+def graphs():
+    return sum(n for k, n in tw.stats().calls.get("program", {}).items() if k.startswith("graph"))
+
+
+def launches(step, *given):
+    _core.emulator.take_counters()
+    result = step(*given)
+    return result, _core.emulator.take_counters()["launches"]
+
+
+def test_what_stays_the_same_becomes_a_graph():
+    """Of the fourth call on: the third was the first run, and the one after it is captured."""
+    model = tw.nn.Sequential(tw.nn.Linear(8, 16), tw.nn.GELU(), tw.nn.LayerNorm(16)).to("emulated")
+    compiled = tw.compile(model.eval())
+    rng = np.random.default_rng(0)
+    x = there(rng.standard_normal((5, 8), F32))
+    with tw.no_grad():
+        want, eager = launches(model, x)
+        before = graphs()
+        for i in range(6):
+            got, made = launches(compiled, x)
+            assert harness.same_bits(host(got), host(want)), i
+            assert made == (2 * eager if i == 1 else eager)  # the proof runs too
+        assert graphs() - before == 3
+        calls = tw.stats().calls["layernorm"].copy()
+        x[...] = there(rng.standard_normal((5, 8), F32))  # a graph reads what is there now
+        assert harness.same_bits(host(compiled(x)), host(model(x)))
+        assert graphs() - before == 4
+        assert sum(tw.stats().calls["layernorm"].values()) == sum(calls.values()) + 1  # the model's
+
+
+def test_another_address_or_number_is_launched_call_by_call():
+    w = tw.tensor(np.ones((4, 4), F32), device="emulated", requires_grad=True)
+    sgd = tw.optim.SGD([w], lr=0.5)
+
+    @tw.compile
+    def train(x):
+        sgd.zero_grad()
+        tw.mse(x @ w, x).backward()
+        sgd.step()
+
+    x, y = (there(np.random.default_rng(i).standard_normal((3, 4), F32)) for i in range(2))
+    want = tw.tensor(np.ones((4, 4), F32), device="emulated", requires_grad=True)
+    plain = tw.optim.SGD([want], lr=0.5)
+    made = []
+    for i, given in enumerate((x, x, x, x, x, y, y, x, y, x, x, x)):
+        if i == 10:
+            sgd.lr = plain.lr = 0.25
+        before = graphs()
+        train(given)
+        made.append(graphs() - before)
+        plain.zero_grad()
+        tw.mse(given @ want, given).backward()
+        plain.step()
+        assert harness.same_bits(host(w), host(want)), i
+    assert made == [0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 1]
+
+
+def test_what_is_explained_is_launched_call_by_call():
+    compiled = tw.compile(tw.relu)
+    x = there(np.ones((3, 5), F32))
+    for _ in range(5):
+        compiled(x)
+    assert [call.op for call in tw.explain(compiled, x).calls] == ["program", "relu"]
+
+
+def test_a_seed_is_drawn_for_each_replay():
+    drop = tw.nn.Dropout(0.5).train()
+    compiled = tw.compile(lambda x: drop(x))
+    x = there(np.ones(400, F32))
+    found = [host(compiled(x)).tobytes() for _ in range(6)]
+    assert len(set(found)) == 6
+
+
+def test_memory_of_a_graph_is_given_back():
+    """Workspaces of its kernels, which are the graph's."""
+
+    def use():
+        w = tw.tensor(np.ones((70, 8), F32), device="emulated", requires_grad=True)
+        gamma = tw.tensor(np.ones(8, F32), device="emulated", requires_grad=True)
+        dy = there(np.ones((70, 8), F32))
+        compiled = tw.compile(lambda: tw.layernorm(w, gamma, gamma).backward(dy))
+        for _ in range(5):
+            w.grad = gamma.grad = None
+            compiled()
+
+    gc.collect()
+    before, made = _core.emulator.allocated_bytes(), graphs()
+    use()
+    assert graphs() > made
+    gc.collect()
+    assert _core.emulator.allocated_bytes() == before
+
+
+def test_a_cache_grows_with_every_replay():
+    """With one array again and again, which as a graph would see the tokens of its capture."""
+    rng = np.random.default_rng(0)
+    q, k, v = (there(rng.standard_normal((1, 2, 1, 8), F32)) for _ in range(3))
+
+    def results(compile):
+        cache = tw.KVCache(1, 1, 2, 8, 64)
+
+        def step(q):
+            cache.append(0, k, v)
+            return tw.attention(tw.relu(q), cache.layer(0))
+
+        step = compile(step)
+        found = []
+        for i in range(7):
+            k[...] = k * -0.7
+            found.append(host(step(q)))
+            assert cache.lengths.tolist() == [i + 1]
+        return found
+
+    start = k.get()
+    want = results(lambda step: step)
+    k[...] = there(start)
+    assert same(results(tw.compile), want)
+
+
+def test_what_no_kernel_wrote_is_caught():
+    def step(x):
+        with running_on(emulated.DEVICE, "test"):
+            y = _core.empty_like(x)
+        y[...] = x * 2
+        return tw.relu(x), y
+
+    with pytest.raises(tw.UnsupportedError, match="by other means"):
+        four_times(tw.compile(step), there(np.ones(4, F32)))

@@ -5,6 +5,7 @@
 #include "emulator/collectives.h"
 #include "emulator/fibers.h"
 #include "emulator/memory.h"
+#include "emulator/tape.h"
 
 namespace tilewright::emulator {
 namespace {
@@ -147,6 +148,7 @@ void set_runner(Runner runner) {
 
 void run(const Launch& launch) {
   if (current) throw DeviceError(launch.what + ": a kernel can't launch another");
+  if (recording) return recording->add(launch);
   if (machine.runner && machine.runner(launch)) return;
   std::lock_guard lock(machine.mutex);
   const std::size_t threads = std::size_t{launch.block.x} * launch.block.y * launch.block.z;

@@ -11,6 +11,7 @@
 #include "emulator/counters.h"
 #include "emulator/findings.h"
 #include "emulator/marks.h"
+#include "emulator/tape.h"
 
 namespace tilewright::emulator {
 namespace {
@@ -173,11 +174,12 @@ void* allocate(std::size_t bytes) {
   machine.allocated += bytes;
   machine.next_offset = offset + with_gap(bytes);
   std::memset(p, kPoison, bytes);
+  if (recording) recording->memory_.push_back({p, bytes});
   return p;
 }
 
 void release(void* pointer) {
-  if (!pointer) return;
+  if (!pointer || (recording && recording->owns(pointer))) return;
   std::lock_guard lock(machine.mutex);
   const auto it = machine.allocations.find(number(pointer));
   if (it == machine.allocations.end()) {

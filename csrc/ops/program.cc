@@ -8,10 +8,12 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/device.h"
 #include "core/pages.h"
 #include "core/parallel.h"
 #include "core/trace.h"
 #include "cpu/isa.h"
+#include "tilewright/errors.h"
 
 namespace tilewright {
 namespace {
@@ -314,6 +316,9 @@ class StepOf final : public ProgramStep {
   }
   const char* name() const override { return kName<Op>; }
   void run() const override { tilewright::run(op_); }
+  bool is_the_same_each_time() const override {
+    return !std::is_same_v<Op, CachedAttention> && !std::is_same_v<Op, CachedAppend>;
+  }
   void visit(Fields& told) override {
     Telling telling{told};
     fields(telling, op_);
@@ -467,10 +472,13 @@ template void Program::add(const CachedAppend&);
 void Program::plan(const std::vector<Memory>& inputs, const std::vector<Memory>& temporaries,
                    const Allocate& on_gpu) {
   inputs_.assign(inputs.size(), {});
+  may_be_graph_ = size() > 0;
   std::vector<Placed> placed(temporaries.size());
   std::vector<std::pair<View*, int64_t>> moved;  // and which temporary it lies in
   for (int64_t i = 0; i < size(); ++i) {
+    may_be_graph_ = may_be_graph_ && step(i).is_the_same_each_time();
     const auto note = [&](View& v) {
+      may_be_graph_ = may_be_graph_ && v.device == Device::gpu;
       if (const int64_t k = find(inputs, v.data); k >= 0) {
         const auto* const start = static_cast<const char*>(inputs[size_t(k)].data);
         inputs_[size_t(k)].emplace_back(&v, v.ptr<char>() - start);
@@ -510,7 +518,9 @@ void Program::plan(const std::vector<Memory>& inputs, const std::vector<Memory>&
 
 void Program::rebind(int64_t input, void* data) {
   for (const auto& [view, offset] : inputs_[size_t(input)]) {
-    view->data = static_cast<char*>(data) + offset;
+    void* const place = static_cast<char*>(data) + offset;
+    if (view->data != place) changed();
+    view->data = place;
   }
 }
 
@@ -522,8 +532,35 @@ void Program::run(const char* kind) {
   const Trace trace("program", kernels().isa,
                     [&] { return std::to_string(steps_.size()) + " steps"; });
   Trace::kernel(kind);
+  done_ = 0;
+  if constexpr (kHasGpu) {
+    if (unchanged_++ > 0 && run_as_graph()) return;
+  }
   const CloseRegions close;
+  run_steps();
+}
+
+void Program::run_steps() {
   for (done_ = 0; done_ < size(); ++done_) steps_[size_t(done_)]->run();
+}
+
+// Where a Recording or a trace asks for the calls, they are made.
+bool Program::run_as_graph() {
+  if constexpr (kHasGpu) {
+    if (!may_be_graph_ || Trace::described()) return false;
+    try {
+      if (!graph_) graph_ = cuda::Graph::capture([&] { run_steps(); });
+    } catch (const DeviceError&) {
+      Trace::fallback("launched call by call: CUDA could not capture the calls of a program");
+    }
+    may_be_graph_ = graph_ != nullptr;
+    if (!graph_) return false;
+    Trace::kernel("graph");
+    graph_->launch();
+    done_ = size();
+    return true;
+  }
+  return false;
 }
 
 }  // namespace tilewright

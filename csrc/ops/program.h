@@ -14,13 +14,16 @@
 // into the arena, where temporaries that are never needed at the same time share room; those of a GPU
 // into one there. The others stay where they are: the caller keeps them alive.
 //
-// On a GPU a run launches the steps' kernels on the caller's stream, in order, without waiting.
+// On a GPU a run launches the steps' kernels on the caller's stream, in order, without waiting. Where
+// it would do what the one before did, at the same addresses and with the same numbers, they become a
+// CUDA graph, and the runs that follow launch that.
 #pragma once
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "cuda/graph.h"
 #include "tilewright/kvcache.h"
 #include "tilewright/ops.h"
 
@@ -66,6 +69,7 @@ class ProgramStep {
   virtual ~ProgramStep() = default;
   virtual const char* name() const = 0;
   virtual void run() const = 0;
+  virtual bool is_the_same_each_time() const = 0;  // but for its fields
   virtual void visit(Fields& fields) = 0;
 };
 
@@ -93,21 +97,28 @@ class Program {
   void plan(const std::vector<Memory>& inputs, const std::vector<Memory>& temporaries,
             const Allocate& on_gpu = {});
   void rebind(int64_t input, void* data);
+  void changed() { graph_.reset(), unchanged_ = 0; }  // a field of a step was written
   int64_t arena_bytes() const { return arena_bytes_ + gpu_arena_bytes_; }
   void poison();  // every byte of the CPU's arena becomes 0xff: NaN
 
   // Throws what a step throws: done() steps were finished before. One thread at a time.
-  // tw.stats counts it under `kind`, a literal.
+  // tw.stats counts it under `kind`, a literal, or as "graph".
   void run(const char* kind = "replay");
 
  private:
   struct Free {
     void operator()(void* p) const;
   };
+  void run_steps();
+  bool run_as_graph();
+
   std::vector<std::unique_ptr<ProgramStep>> steps_;
   std::vector<std::vector<std::pair<View*, int64_t>>> inputs_;  // bytes from the first element
   std::unique_ptr<char, Free> arena_;
   int64_t arena_bytes_ = 0, gpu_arena_bytes_ = 0, done_ = 0;
+  std::unique_ptr<const cuda::Graph> graph_;
+  bool may_be_graph_ = false;
+  int64_t unchanged_ = 0;  // runs since a field was written
 };
 
 }  // namespace tilewright

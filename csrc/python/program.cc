@@ -218,11 +218,16 @@ void RecordedProgram::assign(int64_t step, const std::vector<double>& numbers) {
   if (signing.numbers.size() != numbers.size()) {
     throw std::logic_error("program: a step has other numbers than are assigned");
   }
-  for (size_t i = 0; i < numbers.size(); ++i) signing.numbers[i].set(numbers[i]);
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const uint64_t before = bits_of(signing.numbers[i]);
+    signing.numbers[i].set(numbers[i]);
+    if (bits_of(signing.numbers[i]) != before) program.changed();
+  }
 }
 
 void RecordedProgram::reseed(const std::vector<uint64_t>& values) {
   for (const auto& [at, draw] : seeded_) *at = values[draw];
+  program.changed();
 }
 
 // What the program reads or writes and does not own: parameters, gradients, state.

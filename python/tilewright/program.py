@@ -65,7 +65,8 @@ def compile(step: Callable[..., Any]) -> CompiledStep:
     give the same bits everywhere.
 
     Arrays may be a device's, all of one step the same one's: a replay launches the step's kernels
-    on the current stream and does not wait for them.
+    on the current stream and does not wait for them. Replays that differ in nothing but what is in
+    the arrays are launched as one CUDA graph.
 
     One call at a time: a second thread gets a RuntimeError meanwhile. Inside another compiled step
     the step is simply part of it.

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "core/env.h"
+#include "cuda/gpu/current.h"
 #include "cuda/gpu/launch.h"
 
 namespace tilewright::gpu {
@@ -44,7 +45,7 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, std::
   }
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(args)...);
   check(cudaGetLastError(), geometry);
-  if (synchronous()) check(cudaStreamSynchronize(stream), geometry);
+  if (synchronous() && !t_capturing) check(cudaStreamSynchronize(stream), geometry);
 }
 
 // sizeof(T) is the launch's shared_bytes.

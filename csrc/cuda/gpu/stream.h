@@ -79,6 +79,7 @@ class Workspace {
 // A number of the device, once the stream has come to it: the only thing here that waits.
 template <class T>
 T read_number(const T* from) {
+  if (t_capturing) throw Waits{};
 #ifdef TILEWRIGHT_EMULATE
   return *from;
 #else
