@@ -14,6 +14,7 @@ import emulated
 import harness
 import on_device
 import tilewright as tw
+from programs import counts, same
 from tilewright import _core
 from tilewright.device import running_on
 from tilewright.models import GPT, GPTConfig
@@ -30,26 +31,13 @@ def _ops_are_the_users():
         yield
 
 
-def counts():
-    """(recordings, recordings again, replays) so far."""
-    calls = tw.stats().calls.get("program", {})
-    kinds = ("record", "record again", "replay")
-    return np.array(
-        [sum(n for k, n in calls.items() if k.partition("@")[0] == kind) for kind in kinds]
-    )
-
-
-def same(a, b):
-    return all(harness.same_bits(x, y) for x, y in zip(a, b, strict=True))
-
-
 def host(value):
     value = value.data if type(value) is tw.Tensor else value
     return value.get() if type(value) is emulated.EmulatedArray else np.asarray(value)
 
 
 class Classifier:
-    """The MLP 64-128-10 and its training step, twice alike for one seed."""
+    """A small MLP on the device and its training step, twice alike for one seed."""
 
     def __init__(self, optimizer=tw.optim.Adam, clip=None, dropout=0.0, **options):
         tw.manual_seed(5)
