@@ -53,10 +53,10 @@ struct Rows<int8_t> {
   int64_t row;
   const float* scale;
   TW_INLINE Vec at(int64_t i, int64_t d, int64_t n) const {
-    typedef int8_t VecS8 __attribute__((vector_size(kWidth)));
-    VecS8 q = {};
-    memcpy(&q, data + i * row + d, n == kWidth ? sizeof q : size_t(n));
-    return to_float(__builtin_convertvector(q, VecI)) * broadcast(scale[i]);
+    const int8_t* p = data + i * row + d;
+    int8_t some[kWidth] = {};
+    if (n < kWidth) p = static_cast<const int8_t*>(memcpy(some, p, size_t(n)));
+    return to_float(widen(p)) * broadcast(scale[i]);
   }
   TW_INLINE Rows from(int64_t i) const { return {data + i * row, row, scale + i}; }
 };
