@@ -115,10 +115,19 @@ int64_t steps_of(int64_t lines) {
 template <class E>
 constexpr int64_t kStepElements = 64 / int64_t(sizeof(E));
 
+// kWidth neighbours, a word each.
+TW_INLINE VecU words_of(const uint8_t* p) {
+  return (VecU)widen(p);
+}
+TW_INLINE VecU words_of(const uint16_t* p) {
+  VecH line;
+  memcpy(&line, p, sizeof line);
+  return __builtin_convertvector(line, VecU);
+}
+
 // 16 rows of `n` elements whose neighbours along the rows are contiguous: words of K, transposed.
 template <class E>
 TW_INLINE void put_columns(const E* src, int64_t step, int64_t n, char* to) {
-  typedef E Line __attribute__((vector_size(kWidth * sizeof(E))));
   constexpr int per_word = 4 / int(sizeof(E));
   Vec words[kWidth];
 #pragma GCC unroll 16
@@ -126,9 +135,7 @@ TW_INLINE void put_columns(const E* src, int64_t step, int64_t n, char* to) {
     VecU word = {};
     for (int e = 0; e < per_word; ++e) {
       const int64_t at = k * per_word + e;
-      Line line = {};
-      if (at < n) memcpy(&line, src + at * step, sizeof line);
-      word |= __builtin_convertvector(line, VecU) << (8 * int(sizeof(E)) * e);
+      if (at < n) word |= words_of(src + at * step) << (8 * int(sizeof(E)) * e);
     }
     words[k] = (Vec)word;
   }
