@@ -79,9 +79,12 @@ def differences(name, arguments, dys, refs, which, directions=None):
             slope += float(part.sum())
             magnitude += float(np.abs(part).sum())
             kinks += np.sum(abs(a + b - 2 * y) > KINK * abs(a - b) + STRAIGHT * (1 + abs(y)))
-        if cancelling and x.size:  # the first output's slope is less than its terms
+        size = cancelling
+        if name == "attention" and which in ("q", "k") and magnitude == 0:
+            size = functools.partial(attention_tangent_size, which)
+        if size and x.size:  # the first output's slope is less than its terms
             exact = {n: harness.to_float64(v) for n, v in arguments.items()}
-            magnitude += float((abs(dys[0]) * cancelling(direction, **exact)).sum())
+            magnitude += float((abs(dys[0]) * size(direction, **exact)).sum())
         return slope, magnitude, kinks
 
     if directions is None:
@@ -91,6 +94,25 @@ def differences(name, arguments, dys, refs, which, directions=None):
     want, magnitude, kinks = np.array([along(d) for d in directions]).reshape(-1, 3).T
     smooth = kinks == 0
     return Slope(directions[smooth], want[smooth], magnitude[smooth], terms, scale)
+
+
+def attention_tangent_size(which, d, *, q, k, v, scale=None, return_lse=False, **options):
+    """Of the output along a change d of q or k: do = sum_j P_j ds_j (v_j - o), by its terms.
+
+    What is left of them may be far less: nothing where a row sees one key. The backward pass makes
+    the difference of dout v_j and dout o, each of which has its own rounding.
+    """
+    identity = np.broadcast_to(np.eye(k.shape[-2]), (*k.shape[:-1], k.shape[-2]))
+    reference = functools.partial(OPS["attention"].reference, scale=scale, **options)
+    P, o = abs(reference(q, k, identity).value), abs(reference(q, k, v).value)
+    k, v, d = (
+        np.repeat(x, q.shape[1] // x.shape[1], axis=1) if x.ndim == 4 else x for x in (k, v, d)
+    )
+    moved = (d, k) if which == "q" else (q, d)
+    ds = abs(moved[0] @ moved[1].swapaxes(-1, -2))
+    ds *= q.shape[-1] ** -0.5 if scale is None else abs(scale)
+    weights = P * np.nan_to_num(ds)
+    return weights @ np.nan_to_num(abs(v)) + weights.sum(-1, keepdims=True) * o
 
 
 @functools.lru_cache(maxsize=512)

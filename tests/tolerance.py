@@ -25,7 +25,9 @@ Gradients, element by element
     The central difference of the reference gives a whole column of the Jacobian, hence the
     magnitude of each gradient element: M_j = sum_i |dy_i J_ij|. Backward passes subtract means
     (softmax, layernorm), so their terms can be larger than the result; they are of the order of the
-    array's largest M. What forward saved was rounded to the array's dtype:
+    array's largest M. Where all of it cancels (norms of few elements, attention to one key), the
+    terms are counted themselves (``tangent_size``). What forward saved was rounded to the array's
+    dtype:
 
         |got - want| <= 4 (sqrt(n) u32 + u_dtype) max M + u_dtype |want| + error of the difference
 
