@@ -298,7 +298,8 @@ def _note(noted: recording.Recording, op: Op, arrays: _Arrays, inputs: dict[str,
     """Tell a recording what an op is called with, or refuse it."""
     if not op.views:
         noted.runs_on(arrays.device)
-    if op.__module__ == "tilewright.arithmetic" and not (op.views or op.name == "add"):
+    numpys = op.__module__ == "tilewright.arithmetic" and op.name not in ("add", "astype")
+    if numpys and not op.views:
         recording.refuse(
             f"{op.name}, which NumPy computes,", "call one of tilewright's ops, or do it outside"
         )

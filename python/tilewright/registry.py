@@ -33,6 +33,7 @@ import numpy as np
 
 from tilewright import _core
 from tilewright.autograd import NO_TAPE, Context, apply
+from tilewright.device import is_array
 from tilewright.errors import DtypeError, ShapeError
 from tilewright.interop import FLOATS, PLAIN
 
@@ -235,7 +236,7 @@ def converted(x: Any, dtype: Any) -> Any:
     dtype = np.dtype(dtype)
     if x.dtype == dtype:
         return x
-    if type(x) is not np.ndarray or not {x.dtype, dtype} <= FLOATS or x.ndim == 0:
+    if not is_array(x) or not {x.dtype, dtype} <= FLOATS or x.ndim == 0:
         return x.astype(dtype)
     y = empty_in_order(x, dtype)
     _core.sum(x, None, y)

@@ -14,9 +14,10 @@ from tilewright.errors import UnsupportedError
 from tilewright.interop import PLAIN
 from tilewright.ops.activations import REFERENCES
 from tilewright.packed import PackedMatrix
-from tilewright.registry import Context, Cost, Op, Reference, converted, op
+from tilewright.registry import Context, Cost, Op, Reference, converted, empty_in_order, op
 
 ndarray = np.ndarray
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @op(grads=("a", "b", "bias", "residual"))
@@ -100,21 +101,24 @@ class matmul:
         # float32, so that y is rounded once, as it is without the tape.
         z = _product(a, b, bias, None, None, alpha, None, np.float32)
         ctx.save(a, b, bias, kept, z, activation, alpha)
-        y = _core.empty_like(z)
+        dtype = out_dtype or _core.result_dtype(a, b)
+        y = empty_in_order(z, dtype if residual is None else np.float32)
         _core.activation_forward(z, y, activation)
         if residual is not None:  # NumPy adds it, once the kernel has taken it: with K = 0
             none = np.empty((0, b.shape[1]), np.float32) if packed else _no_rows(b)
             _product(a[..., :0], none, residual=residual, out_dtype=np.float32)
             np.add(y, residual, out=y, dtype=np.float32)
-        return converted(y, out_dtype or _core.result_dtype(a, b))
+        return converted(y, dtype)
 
     @staticmethod
     def backward(ctx: Context, dy: Any) -> tuple[Any, ...]:
         a, b, bias, residual_dtype, z, activation, alpha = ctx.saved
         dz = dy
         if z is not None:
-            dz = _core.empty_like(z)
-            _core.activation_backward(z, converted(dy, z.dtype), dz, activation)
+            # bfloat16 factors get one more, which has float32's range: two products at its speed.
+            both = _core.result_dtype(a, b)
+            dz = empty_in_order(z, both if both == _BFLOAT16 else z.dtype)
+            _core.activation_backward(z, dy, dz, activation)
         da = db = dbias = dresidual = None
         if {"a", "b"} & ctx.needs:
             # 1-D operands as the matrices they stand for
