@@ -1,5 +1,7 @@
 #include "cpu/elementwise.h"
 
+#include <string.h>
+
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/size.h"
@@ -53,6 +55,15 @@ void activation_backward(const ActivationBackward& op, const KernelTable& table)
   });
 }
 
+// A block of a, converted to out's dtype on its only way through the registers.
+void copy_block(const Rows& a, const Rows& out, const Block& block, float* room) {
+  const FloatRows to = out.open(block, room), from = a.read(block, to.data);
+  if (from.data != to.data && to.data != room) {
+    memcpy(to.data, from.data, size_t(block.rows * block.columns) * sizeof(float));
+  }
+  out.close(block, from);
+}
+
 void sum(const Sum& op, const KernelTable& table) {
   View a = op.a, b = op.b, out = op.out;
   View* const views[] = {&out, &a, &b};
@@ -62,14 +73,15 @@ void sum(const Sum& op, const KernelTable& table) {
   const Tiling tiles(outs.count(), outs.C(), kElements);
   parallel_for(tiles.count(), 0.1 * double(op.a.size()), [&](int64_t i) {
     const Block block = tiles[i];
+    const Scratch out_room(outs.room(block.rows, block.columns));
+    if (!op.b) return copy_block(as, outs, block, out_room.as<float>());
     const Scratch a_room(as.room(block.rows, block.columns));
     const Scratch b_room(bs.room(block.rows, block.columns));
-    const Scratch out_room(outs.room(block.rows, block.columns));
     const FloatRows to = outs.open(block, out_room.as<float>());
     const float* const left = as.read(block, a_room.as<float>()).data;
-    const float* const right = op.b ? bs.read(block, b_room.as<float>()).data : nullptr;
+    const float* const right = bs.read(block, b_room.as<float>()).data;
     const int64_t count = block.rows * block.columns;
-    for (int64_t e = 0; e < count; ++e) to.data[e] = right ? left[e] + right[e] : left[e];
+    for (int64_t e = 0; e < count; ++e) to.data[e] = left[e] + right[e];
     outs.close(block, to);
   });
 }
