@@ -1,60 +1,47 @@
 // Squared differences of n elements:
 //
 //   squares    loss = (x - y)^2
-//   sum        the sum of (x - y)^2 as kSums vectors of doubles, folded in one order
+//   sum        the sum of (x - y)^2: simd/squares.h
 //   backward   dx = (x - y) scale, times dloss where that is an array
 //
 // Parameter   bounded by
-// kSums       latency of an addition: 4 cycles, up to 2 a cycle
+// kAhead      elements asked for ahead, over the ends of pages, where the hardware stops
 //
 // Bound by memory. Numerics: the difference is rounded to float32, what follows in the sum is
 // double. Not handled: dtypes and strides (cpu/rowwise.h).
 #include "cpu/kernel_table.h"
-#include "simd/vec.h"
+#include "simd/fill.h"
+#include "simd/squares.h"
 
 namespace tilewright::ISA {
 namespace {
 
-constexpr int kSums = 4;
-typedef double VecD __attribute__((vector_size(kWidth * 8)));
+constexpr int kAhead = 1024;
 
 TW_INLINE Vec difference(const float* x, const float* y, int64_t i, int64_t n) {
+  __builtin_prefetch(x + i + kAhead);
+  __builtin_prefetch(y + i + kAhead);
   return load_n(x + i, n) - load_n(y + i, n);
 }
 
 void squares(const float* x, const float* y, int64_t n, float* loss) {
-  for (int64_t i = 0; i < n; i += kWidth) {
-    const int64_t count = n - i < kWidth ? n - i : kWidth;
+  fill(loss, n, [=](int64_t i, int64_t count) {
     const Vec d = difference(x, y, i, count);
-    store_n(loss + i, d * d, count);
-  }
+    return d * d;
+  });
 }
 
 double sum(const float* x, const float* y, int64_t n) {
-  VecD part[kSums] = {};
-  for (int64_t i = 0; i < n; i += kSums * kWidth) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kSums; ++v) {
-      const int64_t at = i + v * kWidth;
-      if (at >= n) continue;
-      const Vec diff = difference(x, y, at, n - at < kWidth ? n - at : kWidth);
-      const VecD d = __builtin_convertvector(diff, VecD);
-      part[v] = part[v] + d * d;
-    }
-  }
-  const VecD all = (part[0] + part[1]) + (part[2] + part[3]);
-  double total = 0;
-  for (int i = 0; i < kWidth; ++i) total += all[i];
-  return total;
+  return sum_of_squares(n, [=](int64_t i, int64_t count) { return difference(x, y, i, count); });
 }
 
 void backward(const float* x, const float* y, const float* dloss, float scale, int64_t n,
               float* dx) {
-  for (int64_t i = 0; i < n; i += kWidth) {
-    const int64_t count = n - i < kWidth ? n - i : kWidth;
+  fill(dx, n, [=](int64_t i, int64_t count) {
+    __builtin_prefetch(dx + i + kAhead, 1);
     const Vec d = difference(x, y, i, count) * scale;
-    store_n(dx + i, dloss ? d * load_n(dloss + i, count) : d, count);
-  }
+    return dloss ? d * load_n(dloss + i, count) : d;
+  });
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 //             momentum:  u = momentum u + d,  p = p - lr u,  else p = p - lr d
 //
 //   scale        x = factor x
-//   sum_squares  sum(x^2): squares and sums in double, kSums vectors of lanes, folded in order
+//   sum_squares  sum(x^2): simd/squares.h
 //
 // Every operand is read once and written once: adam moves 7 arrays, so memory bounds it from n
 // beyond the caches; what comes kAhead elements later is asked for, over the ends of pages, where the
@@ -28,12 +28,11 @@
 // nesterov; Tieleman & Hinton, lecture 6.5 (2012), and Graves, "Generating sequences with recurrent
 // neural networks" (2013), for rmsprop and its centered form.
 #include "cpu/kernel_table.h"
-#include "simd/vec.h"
+#include "simd/squares.h"
 
 namespace tilewright::ISA {
 namespace {
 
-constexpr int kSums = 4;
 constexpr int kAhead = 1024;
 
 // Without decay p is not touched: an infinite parameter must not spoil the gradient.
@@ -132,24 +131,8 @@ void scale(float factor, int64_t n, float* x) {
   }
 }
 
-typedef double VecD __attribute__((vector_size(kWidth * 8)));
-
 double sum_squares(const float* x, int64_t n) {
-  VecD sum[kSums] = {};
-  for (int64_t i = 0; i < n; i += kSums * kWidth) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kSums; ++v) {
-      const int64_t at = i + v * kWidth;
-      if (at >= n) continue;
-      const VecD d =
-          __builtin_convertvector(load_n(x + at, n - at < kWidth ? n - at : kWidth), VecD);
-      sum[v] = sum[v] + d * d;
-    }
-  }
-  const VecD all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  double total = 0;
-  for (int i = 0; i < kWidth; ++i) total += all[i];
-  return total;
+  return sum_of_squares(n, [=](int64_t i, int64_t count) { return load_n(x + i, count); });
 }
 
 }  // namespace

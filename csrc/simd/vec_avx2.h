@@ -73,6 +73,12 @@ TW_INLINE void store_streaming(float* p, Vec v) {
 TW_INLINE void end_streaming() {
   _mm_sfence();
 }
+// GCC 12 takes __builtin_convertvector apart.
+typedef float Half __attribute__((vector_size(16)));
+typedef double HalfD __attribute__((vector_size(32)));
+TW_INLINE HalfD to_double(Half v) {
+  return (HalfD)_mm256_cvtps_pd((__m128)v);
+}
 #define TW_HALF_INSTRUCTIONS 1
 TW_INLINE Vec widen_half(VecH h) {
   return (Vec)_mm256_cvtph_ps((__m128i)h);

@@ -71,6 +71,11 @@ TW_INLINE void store_streaming(float* p, Vec v) {
 TW_INLINE void end_streaming() {
   _mm_sfence();
 }
+typedef float Half __attribute__((vector_size(32)));
+typedef double HalfD __attribute__((vector_size(64)));
+TW_INLINE HalfD to_double(Half v) {
+  return __builtin_convertvector(v, HalfD);
+}
 #define TW_HALF_INSTRUCTIONS 1
 TW_INLINE Vec widen_half(VecH h) {
   return (Vec)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);

@@ -9,6 +9,12 @@ constexpr int kWidth = 4;
 typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t VecI __attribute__((vector_size(16)));
 typedef uint16_t VecH __attribute__((vector_size(8)));
+typedef float Half __attribute__((vector_size(8)));
+typedef double HalfD __attribute__((vector_size(16)));
+
+TW_INLINE HalfD to_double(Half v) {
+  return __builtin_convertvector(v, HalfD);
+}
 
 #if !defined(ISA_neon)
 constexpr int kRegisters = 16;  // of SSE2
