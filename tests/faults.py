@@ -482,6 +482,14 @@ FAULTS = [
         "layernorm_backward",
     ),
     Fault(
+        "every group of rows begins gamma's gradient anew",
+        LAYERNORM,
+        "load_n(p.dgamma + at, n)",
+        "Vec{}",
+        LAYERNORM,
+        "layernorm_backward",
+    ),
+    Fault(
         "the gradient that reached the sum itself forgotten",
         LAYERNORM,
         "if (HasDs) dx",

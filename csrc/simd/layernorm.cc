@@ -8,9 +8,9 @@
 //   dx = rstd (g - c1 - xhat c2) + ds     dgamma = sum of dy xhat over rows     dbeta = sum of dy
 //                                         rmsnorm: c1 = 0 instead
 //
-//   forward: row by row, three passes      backward: c1 and c2 row by row; then kColumns vectors of
-//   over a row that stays in L1            columns at a time down all rows of the block, which stays
-//                                          in L2, with dgamma and dbeta in registers
+//   forward: row by row, three passes      backward: kRows rows at a time, which stay in L1. c1 and c2
+//   over a row that stays in L1            of each; then kColumns vectors of columns at a time down
+//                                          the rows, dgamma and dbeta in registers meanwhile
 //       row |-- sum --->|                      | v v | v v | ...   mean, rstd, c1, c2 of a row are
 //           |-- sum sq >|  (rmsnorm: one)      | v v | v v |       broadcast from memory
 //           |-- write ->|
@@ -18,11 +18,15 @@
 // Parameter   bounded by
 // kSums       latency of an addition: 4 cycles, up to 2 a cycle
 // kColumns    registers: gamma, dgamma, dbeta for each vector, and about 8 more
+// kRows       below: loads and stores of dgamma and dbeta, once a group; above: L1, 3 arrays of so many
+//             rows. All rows of the block at once, from L2: 1.15 times the time at C = 768
+// kRowsAhead  below: what memory delivers during a group; above: L2
 //
 // Rows come from memory and go there: the lines to be written are asked for (prefetch) while the row
 // is summed, or each first write would wait for its line: 8 % of forward and backward at 4096 x 768.
-// Forward asks for the next row while it writes one, backward for what only its second pass reads: 10
-// to 25 %. What lies behind the last row, if anything, is most often this thread's next block.
+// Forward asks for the next row while it writes one, so does backward for later groups, and for what
+// only its second pass reads while it sums: 10 to 25 %. What lies behind the last row, if anything, is
+// most often this thread's next block.
 //
 // Numerics: float32; a row is summed in kSums vectors of lanes, added up in one fixed order, two
 // passes for mean and variance (never E[s^2] - mean^2). A row's bits depend on that row alone;
@@ -38,6 +42,8 @@ namespace tilewright::ISA {
 namespace {
 
 constexpr int kSums = 4;
+constexpr int kRows = 2;
+constexpr int kRowsAhead = 4;
 constexpr int kColumns = kWidth == 16 ? 4 : 2;
 
 // The sum over i < C of f(i, n), a vector of n elements with zeros beyond.
@@ -142,13 +148,22 @@ RowScalars row_scalars(const LayernormBackwardRows& p, int64_t r) {
 template <int Vectors, bool HasDs>
 TW_INLINE void backward_columns(const LayernormBackwardRows& p, const RowScalars* rows, int64_t j,
                                 int64_t n) {
-  Vec gamma[Vectors], dgamma[Vectors] = {}, dbeta[Vectors] = {};
-  for (int v = 0; v < Vectors; ++v) gamma[v] = load_n(p.gamma + j + v * kWidth, n);
+  Vec gamma[Vectors], dgamma[Vectors], dbeta[Vectors];
+  for (int v = 0; v < Vectors; ++v) {
+    const int64_t at = j + v * kWidth;
+    gamma[v] = load_n(p.gamma + at, n);
+    dgamma[v] = load_n(p.dgamma + at, n);
+    dbeta[v] = load_n(p.dbeta + at, n);
+  }
   for (int64_t r = 0; r < p.rows; ++r) {
     const RowScalars row = rows[r];
+    const float *next_s = p.s + (r + kRowsAhead) * p.lds,
+                *next_dy = p.dy + (r + kRowsAhead) * p.ldy;
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       const int64_t at = j + v * kWidth;
+      __builtin_prefetch(next_s + at, 0, 2);
+      __builtin_prefetch(next_dy + at, 0, 2);
       const Vec dy = load_n(p.dy + r * p.ldy + at, n);
       const Vec xhat = (load_n(p.s + r * p.lds + at, n) - row.mean) * row.rstd;
       dgamma[v] = fma(dy, xhat, dgamma[v]);
@@ -176,9 +191,18 @@ void backward_all_columns(const LayernormBackwardRows& p, const RowScalars* rows
 }
 
 void backward(const LayernormBackwardRows& p) {
-  RowScalars rows[kMaxLayernormRows];
-  for (int64_t r = 0; r < p.rows; ++r) rows[r] = row_scalars(p, r);
-  p.ds ? backward_all_columns<true>(p, rows) : backward_all_columns<false>(p, rows);
+  memset(p.dgamma, 0, size_t(p.C) * sizeof(float));
+  memset(p.dbeta, 0, size_t(p.C) * sizeof(float));
+  for (int64_t r = 0; r < p.rows; r += kRows) {
+    LayernormBackwardRows group = p;
+    group.rows = p.rows - r < kRows ? p.rows - r : kRows;
+    group.s += r * p.lds, group.dy += r * p.ldy, group.dx += r * p.ldx, group.rstd += r;
+    if (p.mean) group.mean += r;
+    if (p.ds) group.ds += r * p.ldds;
+    RowScalars rows[kRows];
+    for (int64_t i = 0; i < group.rows; ++i) rows[i] = row_scalars(group, i);
+    p.ds ? backward_all_columns<true>(group, rows) : backward_all_columns<false>(group, rows);
+  }
 }
 
 }  // namespace
