@@ -1,5 +1,8 @@
 // The activations and their derivatives: used by the GEMM epilogue and by the elementwise kernels.
 //
+// tanh and the normal distribution are here by long polynomials, and in activation_tables.h for levels
+// that look up.
+//
 // Errors in ulp of the exact result, over every float32 (tests/cpp/test_accuracy.cc): tanh 1.5; sigmoid 3; gelu 6.5 (9 without fused multiply-add) and silu 4, the negative tails
 // included, but that a subnormal e^-|x| has an absolute error; gelu_tanh 4.5 (5) for x > -1 and
 // 4.5 + 3.5 |2u| (5 + 4.5 |2u|) below, as e^2u takes up the roundings of 2u. The slopes of tanh and
@@ -7,12 +10,16 @@
 #pragma once
 #include "simd/vec.h"
 #include "tilewright/ops.h"
+#if defined(TW_LOOK_UP)
+#include "simd/activation_tables.h"
+#endif
 
 namespace tilewright::ISA {
 namespace {
 
 // --- the normal distribution ---------------------------------------------------------------------
 
+#if !defined(TW_LOOK_UP)
 // 2^f on [-1/2, 1/2]: a minimax fit (relative error 2e-9, Lawson's iteration as below).
 TW_INLINE Vec exp2_reduced(Vec f) {
   Vec p = broadcast(1.535336196e-04f);
@@ -50,10 +57,11 @@ TW_INLINE Vec mills_ratio(Vec a) {
   q = fma(q, a, broadcast(1.676453233e+00f));
   return p / fma(q, a, broadcast(1.0f));
 }
+#endif
 
-// |x|, but at most 15, where Phi(-a) and its products are 0 in float32; NaN stays NaN.
+// |x|, but at most 14.9, where Phi(-a) and its products are 0 in float32; NaN stays NaN.
 TW_INLINE Vec tail_argument(Vec x) {
-  return at_most(abs(x), 15.0f);
+  return at_most(abs(x), 14.9f);
 }
 
 // --- forward -------------------------------------------------------------------------------------
@@ -66,7 +74,8 @@ TW_INLINE Vec relu(Vec x) {
 // computed, so that nothing cancels in the negative tail.
 TW_INLINE Vec gelu(Vec x) {
   const Vec a = tail_argument(x), tail = times_gaussian(a * mills_ratio(a), a);
-  return select(x > 0.0f, x, 0.0f * x) - tail;  // 0 * x: NaN of -inf, as the formula is
+  const Vec step = as_float(~(as_int(x) >> 31) & 0x3f800000);  // 1, or 0 where the sign is set
+  return fma(x, step, -tail);                                  // NaN of -inf * 0, as the formula is
 }
 
 // e^-|x| and 1 / (1 + e^-|x|): both of sigmoid(x) and 1 - sigmoid(x), without overflow or
@@ -83,6 +92,7 @@ TW_INLINE Vec sigmoid(Vec x) {
   return x < 0.0f ? l.e * l.larger : l.larger;
 }
 
+#if !defined(TW_LOOK_UP)
 // Near 0 the odd polynomial of Cephes, beyond it 1 - 2 e / (1 + e), e = e^-2|x|: nothing cancels.
 TW_INLINE Vec tanh(Vec x) {
   const Vec a = abs(x), z = a * a;
@@ -94,6 +104,7 @@ TW_INLINE Vec tanh(Vec x) {
   const Logistic l = logistic(2.0f * a);
   return copy_sign(a < 0.625f ? fma(p * z, a, a) : 1.0f - 2.0f * (l.e * l.larger), x);
 }
+#endif
 
 // The tanh form of the same paper, section 2: 0.5 x (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x
 // + 0.044715 x^3).

@@ -35,6 +35,15 @@ TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
 TW_INLINE Vec times_power_down(Vec v, Vec n) {
   return times_power_of_two(v, n);
 }
+// v * 2^floor(n): the same instruction.
+TW_INLINE Vec times_floor_power(Vec v, Vec n) {
+  return times_power_of_two(v, n);
+}
+// Of each lane, the element that the lower four bits of its index say.
+#define TW_LOOK_UP 1
+TW_INLINE Vec look_up(const float (&table)[16], VecI index) {
+  return (Vec)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, _mm512_loadu_ps(table));
+}
 // NaN stays NaN: the instructions return their second operand.
 TW_INLINE Vec at_most(Vec v, float high) {
   return (Vec)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)v);
