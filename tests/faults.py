@@ -409,6 +409,22 @@ FAULTS = [
         "softmax",
     ),
     Fault(
+        "the last row of a block is never scaled",
+        "simd/softmax.cc",
+        "for_row(C, [&](int, int64_t i, int64_t n) { last(i, n); });",
+        "",
+        "simd/softmax.cc",
+        "softmax",
+    ),
+    Fault(
+        "a row is scaled by the first one's sum",
+        "simd/softmax.cc",
+        "last = {x, y, max, Log ? __builtin_logf(sum) : 1.0f / sum};",
+        "last = {x, y, max, r && !Log ? last.rest : 1.0f / sum};",
+        "simd/softmax.cc",
+        "softmax",
+    ),
+    Fault(
         "exp with a coefficient to three digits",
         "simd/vec.h",
         "1.666652113e-01f",

@@ -64,3 +64,15 @@ def test_nan_among_minus_infinity_reaches_the_row(place, finite_from, isa):
     target = np.array([2499, 2499])
     assert np.isnan(tw.cross_entropy(x, target))
     assert np.isfinite(tw.cross_entropy(x[1:], target[1:]))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("width", [1, 5, 16, 33, 64, 200, 768])
+def test_rows_of_other_levels_are_no_matter(name, width, isa):
+    """A row's maximum, sum and logarithm are its own, however its neighbours lie."""
+    op = getattr(tw, name)
+    x = np.random.default_rng(width).standard_normal((7, width)).astype(np.float32)
+    x += np.float32([0, 1e4, -1e4, 300, -300, 88, 0])[:, None]
+    alone = np.concatenate([op(row[None]) for row in x])
+    assert np.isfinite(alone).all()
+    np.testing.assert_array_equal(op(x), alone)

@@ -106,7 +106,7 @@ void cross_entropy_forward(const CrossEntropyForward& op, const int64_t* targets
   const Shares shares(op.target, targets, op.weight, op.label_smoothing, C, table);
   const Scratch room(product_of({rows, 4}));
   float* losses = room.as<float>();
-  for_row_blocks(rows, C, 0.24, [&](const Block& b) {
+  for_row_blocks(rows, C, 8192, 0.24, [&](const Block& b) {
     const Scratch x_room(logits.room(b.rows, C)), q_room(shares.room(b.rows));
     const FloatRows x = logits.read(b, x_room.as<float>());
     shares.for_rows(b, q_room.as<float>(), [&](int64_t i, const Shares::Row& share) {
@@ -141,7 +141,7 @@ void cross_entropy_backward(const CrossEntropyBackward& op, const int64_t* targe
   const int64_t C = logits.C();
   const Shares shares(op.target, targets, op.weight, op.label_smoothing, C, table);
   const float of_all = op.scale ? *op.scale.ptr<float>() : 1.0f;
-  for_row_blocks(logits.count(), C, 0.16, [&](const Block& b) {
+  for_row_blocks(logits.count(), C, 8192, 0.16, [&](const Block& b) {
     const Scratch x_room(logits.room(b.rows, C)), dx_room(dlogits.room(b.rows, C));
     const Scratch q_room(shares.room(b.rows));
     const FloatRows x = logits.read(b, x_room.as<float>());

@@ -69,14 +69,13 @@ struct LayernormKernels {
 };
 
 struct SoftmaxKernels {
-  // y (rows, C) = e^(x - max) / sum; dx = y (dy - sum(y dy)). In place where the pointers are
-  // equal.
-  void (*forward)(int64_t rows, int64_t C, const float* x, int64_t ldx, float* y,
+  // y (rows, C) = e^(x - max) / sum, or its logarithm, rows > 0; dx = y (dy - sum(y dy)). In place
+  // where the pointers are equal.
+  void (*forward)(bool log, int64_t rows, int64_t C, const float* x, int64_t ldx, float* y,
                   int64_t ldy) = nullptr;
   void (*backward)(int64_t rows, int64_t C, const float* y, int64_t ldy, const float* dy,
                    int64_t lddy, float* dx, int64_t lddx) = nullptr;
-  // y (C,) = (x - max) - log_sum; dx (C,) = dy - e^y sum(dy). In place likewise.
-  void (*subtract)(const float* x, int64_t C, float max, float log_sum, float* y) = nullptr;
+  // dx (C,) = dy - e^y sum(dy). In place likewise.
   void (*log_backward)(const float* y, const float* dy, int64_t C, float* dx) = nullptr;
   // The largest element of a row, and the sum of e^(x - max): one pass over x.
   void (*max_and_sum)(const float* x, int64_t C, float* max, float* sum) = nullptr;

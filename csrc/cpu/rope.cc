@@ -18,7 +18,7 @@ void rope(const Rope& op, const KernelTable& table) {
   const FloatRows c = cos.read(all, cos_room.as<float>()), s = sin.read(all, sin_room.as<float>());
   const auto rotate = op.interleaved ? table.rope.interleaved : table.rope.halves;
   const float sign = op.inverse ? -1.0f : 1.0f;
-  for_row_blocks(rows, D, 0.5, [&](const Block& b) {
+  for_row_blocks(rows, D, 8192, 0.5, [&](const Block& b) {
     const Scratch x_room(x.room(b.rows, D)), y_room(y.room(b.rows, D));
     const FloatRows from = x.read(b, x_room.as<float>()), to = y.open(b, y_room.as<float>());
     for (int64_t r = 0; r < b.rows; ++r) {

@@ -64,10 +64,11 @@ inline int64_t rows_per_block(int64_t C, int64_t elements, int64_t most) {
   return rows < 1 ? 1 : rows > most ? most : rows;
 }
 
-// body(block) in parallel over whole rows, about 8192 elements or one row each: some 5 us.
+// body(block) in parallel over whole rows, about `elements` elements or one row each: some us.
 template <class Body>
-void for_row_blocks(int64_t rows, int64_t C, double ns_per_element, const Body& body) {
-  const int64_t height = rows_per_block(C, 8192, 256);
+void for_row_blocks(int64_t rows, int64_t C, int64_t elements, double ns_per_element,
+                    const Body& body) {
+  const int64_t height = rows_per_block(C, elements, 256);
   parallel_for((rows + height - 1) / height, ns_per_element * double(rows) * double(C),
                [&](int64_t i) {
                  const int64_t row = i * height, left = rows - row;

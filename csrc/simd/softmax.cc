@@ -1,8 +1,8 @@
 // Softmax rows, forward and backward, and the parts of cross entropy that run along a row:
 //
-//   forward       y = e^(x - max) / sum(e^(x - max))         rows (rows, C)
+//   forward       y = e^(x - max) / sum(e^(x - max))         rows (rows, C), or log softmax:
+//                 y = (x - max) - log(sum(e^(x - max)))
 //   backward      dx = y (dy - sum(y dy))
-//   subtract      y = (x - max) - log_sum                    log softmax, from max_and_sum
 //   log_backward  dx = dy - e^y sum(dy)
 //   max_and_sum   max, sum(e^(x - max)): what log-sum-exp needs, streaming
 //   scaled_exp    dx = scale e^(x - lse)
@@ -10,20 +10,19 @@
 //   soft_loss     sum(q ((max - x) + log_sum))
 //   soft_gradient dx = scale (total e^(x - lse) - q)
 //
-//   forward: three passes over a row         max_and_sum: one pass over memory, kChunk elements at a
-//   that stays in L1 or L2                   time: their max, then their sum; the sum so far is scaled
-//                                            when the max grows
-//     row |-- max -->|
-//         |-- exp, sum -->|  y = e^(x - max)
-//         |-- scale -->|
+//   forward: three rows in one pass, which stay     max_and_sum: one pass over memory, kChunk elements
+//   in L1 or L2; of each row                        at a time: their max, then their sum; the sum so
+//                                                   far is scaled when the max grows
+//     row - 1 |-- scaled ---->|  y = y / sum, or the logarithm
+//     row     |-- exp, sum -->|  y = e^(x - max)
+//     row + 1 |-- max ------->|
 //
 // Parameter   bounded by
 // kSums       latency of an addition (4 cycles), and of a maximum
 // kChunk      L1: 4 KiB of x, read twice; above it the rescaling (one exp) is nothing
 //
-// The next row (chunk) is asked for while the terms of one are made, and what it is written to while one
-// is scaled: the hardware begins only when they are touched, and softmax of rows in memory took 1.7
-// times as long.
+// Row by row, each pass would wait for the number that the one before ends with: 1.3 times the time
+// at C = 768. The max of the next row also brings it into L1; chunks of max_and_sum are asked for.
 //
 // Numerics: float32; sums in kSums vectors of lanes and chunks in order: a row's bits depend on
 // that row alone. The largest element's term is exactly 1. A row of -inf, or with NaN or +inf, is
@@ -42,26 +41,45 @@ constexpr int kSums = 4;
 constexpr int64_t kChunk = 1024;
 constexpr float kInfinity = __builtin_inff();
 
-// The largest element that is not NaN; of none, -inf.
-float row_max(const float* x, int64_t C) {
-  Vec m[kSums];
-  for (int v = 0; v < kSums; ++v) m[v] = broadcast(-kInfinity);
+// The largest element that is not NaN; of none, -inf. In parts, so that a row's can be found while
+// something else is made.
+struct RowMax {
+  Vec part[kSums];
+  TW_INLINE RowMax() {
+    for (Vec& m : part) m = broadcast(-kInfinity);
+  }
+  TW_INLINE void take(int v, const float* x, int64_t n) {
+    part[v] = larger(keep_first(load_n(x, n), n, -kInfinity), part[v]);
+  }
+  TW_INLINE float result() const {
+    return reduce_max(larger(larger(part[0], part[1]), larger(part[2], part[3])));
+  }
+};
+
+// f(v, i, n) over a row: sum v of kSums takes n elements from i on.
+template <class F>
+TW_INLINE void for_row(int64_t C, const F& f) {
   int64_t i = 0;
   for (; i + kSums * kWidth <= C; i += kSums * kWidth) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kSums; ++v) m[v] = larger(load(x + i + v * kWidth), m[v]);
+    for (int v = 0; v < kSums; ++v) f(v, i + v * kWidth, kWidth);
   }
-  for (; i + kWidth <= C; i += kWidth) m[0] = larger(load(x + i), m[0]);
-  if (i < C) m[1] = larger(keep_first(load_partial(x + i, C - i), C - i, -kInfinity), m[1]);
-  return reduce_max(larger(larger(m[0], m[1]), larger(m[2], m[3])));
+  for (; i + kWidth <= C; i += kWidth) f(0, i, kWidth);
+  if (i < C) f(1, i, C - i);
 }
 
-// The sum of e^(x - shift); Store: y takes the terms. `ahead`: elements to the next row or chunk.
-template <bool Store>
-TW_INLINE float exp_sum(const float* x, int64_t C, int64_t ahead, float shift, float* y) {
+float row_max(const float* x, int64_t C) {
+  RowMax max;
+  for_row(C, [&](int v, int64_t i, int64_t n) { max.take(v, x + i, n); });
+  return max.result();
+}
+
+// The sum of e^(x - shift); Store: y takes the terms. also(v, i, n): what else is to be done there.
+template <bool Store, class Also>
+TW_INLINE float exp_sum(const float* x, int64_t C, float shift, float* y, const Also& also) {
   Vec sum[kSums] = {};
-  const auto term = [&](int64_t i, int64_t n) {
-    __builtin_prefetch(x + i + ahead);
+  const auto term = [&](int v, int64_t i, int64_t n) {
+    also(v, i, n);
     return exp_to_zero(load_n(x + i, n) - shift);
   };
   const auto take = [&](int v, int64_t i, int64_t n, Vec e) {
@@ -72,27 +90,49 @@ TW_INLINE float exp_sum(const float* x, int64_t C, int64_t ahead, float shift, f
   for (; i + kSums * kWidth <= C; i += kSums * kWidth) {
     Vec e[kSums];  // all before the first is stored: the compiler mixes their instructions
 #pragma GCC unroll 4
-    for (int v = 0; v < kSums; ++v) e[v] = term(i + v * kWidth, kWidth);
+    for (int v = 0; v < kSums; ++v) e[v] = term(v, i + v * kWidth, kWidth);
 #pragma GCC unroll 4
     for (int v = 0; v < kSums; ++v) take(v, i + v * kWidth, kWidth, e[v]);
   }
-  for (; i + kWidth <= C; i += kWidth) take(0, i, kWidth, term(i, kWidth));
-  if (i < C) take(1, i, C - i, term(i, C - i));
+  for (; i + kWidth <= C; i += kWidth) take(0, i, kWidth, term(0, i, kWidth));
+  if (i < C) take(1, i, C - i, term(1, i, C - i));
   return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-void scale(float* y, int64_t C, int64_t ahead, float factor) {
-  fill(y, C, [=](int64_t i, int64_t n) {
-    __builtin_prefetch(y + i + ahead, 1);
-    return load_n(y + i, n) * factor;
-  });
+// The last pass over a row: the terms scaled, or the logarithms made.
+template <bool Log>
+struct Finish {
+  const float* x;
+  float *y, max, rest;  // 1 / sum, or log(sum)
+  TW_INLINE void operator()(int64_t i, int64_t n) const {
+    const Vec result = Log ? (load_n(x + i, n) - max) - rest : load_n(y + i, n) * broadcast(rest);
+    store_n(y + i, result, n);
+  }
+};
+
+template <bool Log>
+void forward_rows(int64_t rows, int64_t C, const float* x, int64_t ldx, float* y, int64_t ldy) {
+  Finish<Log> last{};
+  float max = row_max(x, C);
+  for (int64_t r = 0; r < rows; ++r, x += ldx, y += ldy) {
+    RowMax next;
+    const float* const next_x = r + 1 < rows ? x + ldx : x;  // the last one's is not used
+    const auto find_next = [&](int v, int64_t i, int64_t n) { next.take(v, next_x + i, n); };
+    const auto and_finish_last = [&](int v, int64_t i, int64_t n) {
+      find_next(v, i, n);
+      last(i, n);
+    };
+    const float sum =
+        r ? exp_sum<!Log>(x, C, max, y, and_finish_last) : exp_sum<!Log>(x, C, max, y, find_next);
+    last = {x, y, max, Log ? __builtin_logf(sum) : 1.0f / sum};
+    max = next.result();
+  }
+  for_row(C, [&](int, int64_t i, int64_t n) { last(i, n); });
 }
 
-void forward(int64_t rows, int64_t C, const float* x, int64_t ldx, float* y, int64_t ldy) {
-  for (int64_t r = 0; r < rows; ++r, x += ldx, y += ldy) {
-    const float sum = exp_sum<true>(x, C, ldx, row_max(x, C), y);
-    scale(y, C, ldy, 1.0f / sum);
-  }
+void forward(bool log, int64_t rows, int64_t C, const float* x, int64_t ldx, float* y,
+             int64_t ldy) {
+  log ? forward_rows<true>(rows, C, x, ldx, y, ldy) : forward_rows<false>(rows, C, x, ldx, y, ldy);
 }
 
 float dot(const float* a, const float* b, int64_t C) {
@@ -128,7 +168,8 @@ void max_and_sum(const float* x, int64_t C, float* row_maximum, float* row_sum) 
       m = chunk_max;
     }
     // What is -inf so far adds nothing (its difference with itself would be NaN), but a NaN does.
-    sum += exp_sum<false>(x + i, n, kChunk, m == -kInfinity ? 0.0f : m, nullptr);
+    sum += exp_sum<false>(x + i, n, m == -kInfinity ? 0.0f : m, nullptr,
+                          [&](int, int64_t j, int64_t) { __builtin_prefetch(x + i + kChunk + j); });
   }
   *row_maximum = m;
   *row_sum = sum;
@@ -136,22 +177,6 @@ void max_and_sum(const float* x, int64_t C, float* row_maximum, float* row_sum) 
 
 void scaled_exp(const float* x, int64_t C, float lse, float factor, float* dx) {
   fill(dx, C, [=](int64_t i, int64_t n) { return factor * exp_to_zero(load_n(x + i, n) - lse); });
-}
-
-void subtract(const float* x, int64_t C, float max, float log_sum, float* y) {
-  fill(y, C, [=](int64_t i, int64_t n) { return (load_n(x + i, n) - max) - log_sum; });
-}
-
-// f(v, i, n) over a row: sum v of kSums takes n elements from i on.
-template <class F>
-TW_INLINE void for_row(int64_t C, const F& f) {
-  int64_t i = 0;
-  for (; i + kSums * kWidth <= C; i += kSums * kWidth) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kSums; ++v) f(v, i + v * kWidth, kWidth);
-  }
-  for (; i + kWidth <= C; i += kWidth) f(0, i, kWidth);
-  if (i < C) f(1, i, C - i);
 }
 
 void log_backward(const float* y, const float* dy, int64_t C, float* dx) {
@@ -195,8 +220,8 @@ void soft_gradient(const float* x, const float* q, int64_t C, float lse, float t
 }  // namespace
 
 void fill_softmax(KernelTable& table) {
-  table.softmax = {forward,    backward,     subtract,  log_backward, max_and_sum,
-                   scaled_exp, soft_targets, soft_loss, soft_gradient};
+  table.softmax = {forward,    backward,     log_backward, max_and_sum,
+                   scaled_exp, soft_targets, soft_loss,    soft_gradient};
 }
 
 }  // namespace tilewright::ISA
