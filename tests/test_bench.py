@@ -185,6 +185,27 @@ def test_interleave_calls_everybody_equally(monkeypatch):
     assert timings["a"].rounds == 3
 
 
+def test_interleave_calls_an_engine_slower_than_the_budget_once(monkeypatch):
+    seconds = {"ours": 1e-3, "slow": 2.0}
+    counts = dict.fromkeys(seconds, 0)
+
+    def named(name):
+        def call():
+            counts[name] += 1
+
+        call.seconds = seconds[name]
+        return call
+
+    monkeypatch.setattr(measure, "WARM_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "_first", lambda call: call.seconds)
+    monkeypatch.setattr(measure, "_repeats", lambda _: 1)
+    calls = {name: named(name) for name in seconds}
+    timings = measure.interleave(calls, rounds=3, budget=1.0, quiet=False)
+    assert counts == {"ours": 6, "slow": 0}  # beside the first call, which is replaced here
+    assert timings["slow"] == (2.0, 2.0, 0.0, 1)
+    assert timings["ours"].rounds == 3
+
+
 def test_limit_names_what_binds():
     memory = (roofline.Level("L2", 1e6, 1e11), roofline.Level("DRAM", float("inf"), 1e10))
     roof = roofline.Roofline(1e11, 0.0, 2e11, memory)

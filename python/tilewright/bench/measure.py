@@ -49,19 +49,22 @@ def interleave(
     Args:
         calls: engine → call.
         rounds: samples of each engine.
-        budget: seconds after which no further round starts, once there are five.
+        budget: seconds after which no further round starts, once there are five. An engine one
+            call of which takes longer has that call as its only sample: a peer's bfloat16 without
+            instructions for it would take minutes.
         quiet: wait for the process's other threads to sleep before each sample.
         flush: empties the caches before each sample: cold figures, one call a sample.
     """
     first = {name: _first(call) for name, call in calls.items()}
     repeats = {name: 1 if flush else _repeats(s) for name, s in first.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    samples = {name: [s] if s > budget else [] for name, s in first.items()}
+    names = [name for name in calls if not samples[name]]
     start = time.perf_counter()
     for index in range(rounds):
         if index >= 5 and time.perf_counter() - start > budget:
             break
-        for name in names[index % len(names) :] + names[: index % len(names)]:
+        start_at = index % max(1, len(names))
+        for name in names[start_at:] + names[:start_at]:
             call = calls[name]
             if quiet:
                 wait_until_quiet()
