@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -152,6 +153,27 @@ def test_floats_are_matmul_of_the_dequantized(group, bits, symmetric, dtype, isa
             assert harness.same_bits(got, want), (M, K, N)
         if bits == 4:
             assert harness.same_bits(tw.qmatmul(a, qb, **options), want)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), CHOICES)
+@pytest.mark.parametrize("group", [None, 7, 64])
+def test_few_rows_wherever_they_are(group, bits, symmetric, isa, rng):
+    """Up to the panel's way and beyond: in place, misaligned, apart, across, of 16 bits; several
+    panels side by side and what is left, several blocks of K and an odd end.
+    """
+    K, N = 515, 301
+    packed = tw.pack(weights(rng, K, N, bits, symmetric, group))
+    floats = tw.pack(tw.dequantize(packed), prefer="latency")
+    wide = rng.standard_normal((18, 2 * K + 1)).astype(F32)
+    across = wide.T.copy().T
+    for M in range(1, 18):
+        half = wide[:M, :K].astype(ml_dtypes.bfloat16)
+        spaced = wide[:M, : 2 * K : 2]
+        for a in (spaced.copy(), wide[:M, :K], wide[:M, 1 : K + 1], spaced, across[:M, :K], half):
+            rows = np.ascontiguousarray(a, F32)
+            want = tw.matmul(rows, floats, out_dtype=a.dtype)
+            got = tw.qmatmul(a, packed, compute="float")
+            assert harness.same_bits(got, want), (M, a.strides)
 
 
 def test_large_ones_have_the_bits_of_the_float32_kernel(isa, rng):

@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <optional>
 #include <string>
 
 #include "core/pages.h"
@@ -31,6 +32,7 @@
 #include "core/trace.h"
 #include "cpu/gemm_block.h"
 #include "cpu/gemm_pipeline.h"
+#include "cpu/gemm_weights.h"
 #include "cpu/qgemm.h"
 
 namespace tilewright {
@@ -91,6 +93,7 @@ bool reads_in_place(const Gemm& p, const GemmKernels& g) {
 // enough that Ctrl-C need not wait. Register tiles are dealt
 // out evenly: blocks differ by at most one row and one column of tiles.
 struct Blocking {
+  int64_t NR;                      // columns of a tile: of few rows, panels side by side
   int64_t row_tiles, col_tiles;    // of the whole output
   int64_t row_blocks, col_blocks;  // tasks
 
@@ -99,7 +102,10 @@ struct Blocking {
     return divide_up(tiles * t, blocks);
   }
 };
-Blocking choose_blocking(int64_t M, int64_t nc, int64_t KW, const GemmKernels& g, int64_t parts) {
+Blocking choose_blocking(const Gemm& p, int64_t nc, const GemmKernels& g, int64_t parts) {
+  const int64_t M = p.M, KW = words_of(p.K, g);
+  const int64_t wide = cpu::meets_few_rows(p, g) ? p.weights->wide : 1;
+  const int64_t NR = nc >= parts * wide * g.NR ? wide * g.NR : g.NR;
   int64_t row_blocks = divide_up(M, g.MC), col_blocks = divide_up(nc, g.NT);
   if (parts > 1 && row_blocks * col_blocks % (2 * parts) != 0) {
     if (M >= parts * 4 * g.MR) {
@@ -108,18 +114,21 @@ Blocking choose_blocking(int64_t M, int64_t nc, int64_t KW, const GemmKernels& g
       col_blocks = round_up(col_blocks, parts);
     }
   }
-  const int64_t row_tiles = divide_up(M, g.MR), col_tiles = divide_up(nc, g.NR);
+  const int64_t row_tiles = divide_up(M, g.MR), col_tiles = divide_up(nc, NR);
   int64_t rows = divide_up(row_tiles, row_blocks), cols = divide_up(col_tiles, col_blocks);
-  const int64_t tiles = std::max<int64_t>(1, kTaskWork / std::max<int64_t>(KW, 1) / g.MR);
+  const int64_t tiles =
+      std::max<int64_t>(1, kTaskWork / std::max<int64_t>(KW, 1) / (g.MR * NR / g.NR));
   cols = std::clamp<int64_t>(tiles / rows, 1, cols);
   rows = std::clamp<int64_t>(tiles / cols, 1, rows);
-  return {row_tiles, col_tiles, divide_up(row_tiles, rows), divide_up(col_tiles, cols)};
+  return {NR, row_tiles, col_tiles, divide_up(row_tiles, rows), divide_up(col_tiles, cols)};
 }
 
 void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
   if (p.M == 0 || p.N == 0) return;
   const int64_t KW = words_of(p.K, g);
   const bool direct = reads_in_place(p, g), by_groups = p.weights && g.k_per_word > 1;
+  std::optional<cpu::FewRows> few;
+  if (cpu::meets_few_rows(p, g)) few.emplace(p, g);
   const int64_t NC = p.packed || direct
                          ? round_up(p.N, g.NR)
                          : std::max<int64_t>(g.NR, kChunkBytes / g.b_bytes /
@@ -140,7 +149,7 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
       source.packed = packed.as<char>(), source.origin = jc;
     }
     Team team(parallel ? gemm_ns(p.M, nc, p.K, g) : 0, parallel ? kMaxThreads : 1);
-    const Blocking blocks = choose_blocking(p.M, nc, KW, g, team.threads());
+    const Blocking blocks = choose_blocking(p, nc, g, team.threads());
     if (Trace::described()) {
       Trace::detail("blocks", std::to_string(blocks.row_blocks) + " x " +
                                   std::to_string(blocks.col_blocks) + " of the output, at most " +
@@ -152,9 +161,11 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
         return std::min(p.M, g.MR * Blocking::begin(blocks.row_tiles, blocks.row_blocks, block));
       };
       const auto col = [&](int64_t block) {
-        return std::min(nc, g.NR * Blocking::begin(blocks.col_tiles, blocks.col_blocks, block));
+        return std::min(nc,
+                        blocks.NR * Blocking::begin(blocks.col_tiles, blocks.col_blocks, block));
       };
       const int64_t mc = row(r + 1) - row(r), nt = col(c + 1) - col(c);
+      if (few) return few->multiply(row(r), mc, jc + col(c), nt);
       if (by_groups) return cpu::multiply_groups(p, g, row(r), mc, jc + col(c), nt);
       if (g.tile_beside) return GemmPipeline(p, g, source, row(r), mc, jc + col(c), nt).run();
       GemmBlock(p, g, source, row(r), mc, jc + col(c), nt).run();

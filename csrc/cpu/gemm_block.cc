@@ -76,9 +76,8 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       tile_words_(int64_t(g.MR) * g.NR),
       kc_max_(std::min<int64_t>(g.KC, KW_)),
       one_block_(KW_ <= g.KC),
-      few_(b.quantized && rows_ == 1 && mc <= b.weights->few),  // no panel in between
-      rows_in_place_(!few_ && reads_rows(p.a, mc, b.direct && one_block_, g)),
-      all_k_(!few_ && !rows_in_place_ && rows_ == 1 && mc <= kFewRows && KW_ <= kMostBlocks * g.KC),
+      rows_in_place_(reads_rows(p.a, mc, b.direct && one_block_, g)),
+      all_k_(!rows_in_place_ && rows_ == 1 && mc <= kFewRows && KW_ <= kMostBlocks * g.KC),
       a_block_(rows_in_place_ ? 0
                               : (all_k_ ? divide_up(KW_, g.KC) : rows_) * g.a_panel_bytes(kc_max_) +
                                     kPackSlack * 4),
@@ -120,15 +119,12 @@ float* GemmBlock::direct_to(int64_t r, int64_t j, int nr) const {
 void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   const int64_t j = j0_ + c * g_.NR;
   const int nr = int(std::min<int64_t>(g_.NR, j0_ + nt_ - j));
-  PanelSource::Panel panel;
-  if (!few_) panel = panel_of_b(k, kc, j);
+  const PanelSource::Panel panel = panel_of_b(k, kc, j);
   for (int64_t r = 0; r < rows_; ++r) {
     float* const direct = direct_to(r, j, nr);
     float* sum = direct ? direct : tile_.as<float>();
     const int64_t ldt = direct ? p_.epilogue.out.row : g_.NR;
-    if (few_) {
-      b_.weights->tile(rows_of(r), kc, panel_of_a(r, k, kc), b_.quantized->panel(j), k, sum);
-    } else if (rows_in_place_) {
+    if (rows_in_place_) {
       const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row + k;
       g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
                        panel.ldb, sum, ldt);
@@ -147,7 +143,7 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
 }
 
 // One block of K after the other: A's is packed, and meets all of B's panels. Few rows go down one
-// panel after the other instead, as it lies in memory; not where B is bytes, less than all of A is.
+// panel after the other instead, as it lies in memory.
 void GemmBlock::run() {
   const auto for_k = [&](const auto& body) {
     int64_t k = 0;

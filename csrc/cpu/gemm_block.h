@@ -72,7 +72,7 @@ class GemmBlock {
   const PanelSource& b_;
   const int64_t i0_, mc_, j0_, nt_;
   const int64_t KW_, rows_, cols_, tile_words_, kc_max_;
-  const bool one_block_, few_, rows_in_place_, all_k_;
+  const bool one_block_, rows_in_place_, all_k_;
   const Scratch a_block_, sums_, tile_, edge_, prepared_;
 };
 

@@ -17,18 +17,35 @@ struct WeightPanel {
   const float* scale;   // (groups, ld), from the panel's first column on; whole vectors
   const float* offset;  // likewise, or nullptr: b = scale * q + offset
   int64_t ld;
+  int64_t lines;  // of words: the next panel's follow
 
   int64_t line_bytes(int NR) const { return int64_t(NR) * bits / 4; }
 };
 
+// How far beyond what is read lies what is to be fetched meanwhile: words in bytes, scales in floats.
+struct WeightAhead {
+  int64_t words = 0, scales = 0;
+};
+
+// Few rows of floats times rows [k, k + kc) of panels side by side; k is even.
+struct WeightTiles {
+  int rows, panels;
+  const float* a;  // from element k of the first row on
+  int64_t lda;
+  WeightPanel panel;  // the first
+  int64_t k, kc;
+  WeightAhead ahead;
+  float* sums;  // (panels, few, NR): set where k is 0, else added to
+};
+
 struct WeightKernels {
-  int few = 0;  // rows up to which `tile` is taken
+  int few = 0;   // rows that `tiles` takes
+  int wide = 0;  // panels that it takes at once, if there are as many
 
   // panel (kc, NR): rows [k, k + kc) of B as floats; k is even.
   void (*to_floats)(const WeightPanel& w, int64_t k, int64_t kc, float* panel) = nullptr;
-  // gemm_f32's tile over those rows without the panel in between: the same floats, the same order.
-  void (*tile)(int mr, int64_t kc, const void* a, const WeightPanel& w, int64_t k,
-               void* tile) = nullptr;
+  // gemm_f32's tile and add_tile without the panel in between: the same floats, the same order.
+  void (*tiles)(const WeightTiles& t) = nullptr;
   // Words of nibbles as gemm_s8's words, pairs of int8. `count` is a multiple of NR.
   void (*to_pairs)(const void* nibbles, int64_t count, void* pairs) = nullptr;
   // sums[i] (+)= the sum of row i of a panel (kc, MR) of gemm_s8's a.

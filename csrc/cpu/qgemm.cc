@@ -113,8 +113,15 @@ int64_t PackedMatrix::nbytes() const {
 
 WeightPanel PackedMatrix::panel(int64_t j) const {
   const int64_t ld = int64_t(scale.size()) / groups;
-  return {data() + j * divide_up(K, 2) * bits / 4,      bits, shift, group, scale.data() + j,
-          offset.empty() ? nullptr : offset.data() + j, ld};
+  const int64_t lines = divide_up(K, 2);
+  return {data() + j * lines * bits / 4,
+          bits,
+          shift,
+          group,
+          scale.data() + j,
+          offset.empty() ? nullptr : offset.data() + j,
+          ld,
+          lines};
 }
 
 void unpack(const PackedMatrix& b, const WeightKernels& w, const GemmKernels& g, const View& out) {

@@ -23,6 +23,7 @@
 #include "cpu/kernel_table.h"
 #include "simd/activation.h"
 #include "simd/elements.h"
+#include "simd/matrix_rows.h"
 #include "simd/pack.h"
 #include "simd/tile.h"
 
@@ -32,26 +33,12 @@ namespace {
 constexpr int MR = kFloatRows;
 constexpr int kFewRows = 8, kAhead = 2048;
 
-// The words of a for one k after the other: of a packed panel, or of the matrix's own rows.
+// The words of a for one k after the other, of a packed panel; matrix_rows.h: of the matrix's rows.
 template <int Rows>
 struct PackedRows {
   const float* at;
   TW_INLINE Scalars<Rows> words() const { return Scalars<Rows>(at); }
   TW_INLINE void step() { at += MR; }
-};
-template <int Rows>
-struct MatrixRows {
-  const float* at[(Rows + 2) / 3];  // three rows each: as many as an address reaches
-  int64_t row;
-
-  TW_INLINE MatrixRows(const float* a, int64_t stride) : row(stride) {
-    for (int i = 0; i < Rows; i += 3) at[i / 3] = a + i * stride;
-  }
-  TW_INLINE const MatrixRows& words() const { return *this; }
-  TW_INLINE Vec operator[](int i) const { return broadcast(at[i / 3][i % 3 * row]); }
-  TW_INLINE void step() {
-    for (auto& p : at) ++p;
-  }
 };
 
 template <int Rows, class Left>
@@ -66,7 +53,7 @@ TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, float*
     Vec line[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) line[v] = load(b + v * kWidth);
-    const auto& words = a.words();
+    const auto words = a.words();
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       const Vec ai = words[i];

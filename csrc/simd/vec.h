@@ -64,6 +64,12 @@ struct Scalars<n, true> {
   TW_INLINE Vec operator[](int i) const { return broadcast(lanes[i / kWidth][i % kWidth]); }
 };
 
+#ifndef TW_TERNARY_LOGIC
+TW_INLINE VecI and_xor(VecI v, int32_t mask, int32_t flip) {
+  return (v & mask) ^ flip;
+}
+#endif
+
 TW_INLINE VecI as_int(Vec v) {
   return (VecI)v;
 }

@@ -92,6 +92,12 @@ TW_INLINE Vec widen_half(VecH h) {
 TW_INLINE VecH narrow_half(Vec v) {
   return (VecH)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
 }
+#define TW_TERNARY_LOGIC 1
+// (v & mask) ^ flip. In v's own register, which is often free by then: GCC would copy a constant first.
+TW_INLINE VecI and_xor(VecI v, int32_t mask, int32_t flip) {
+  return (VecI)_mm512_ternarylogic_epi32((__m512i)v, _mm512_set1_epi32(mask),
+                                         _mm512_set1_epi32(flip), 0x6a);
+}
 constexpr int kInterleaved = kWidth;
 // kWidth bytes or 16-bit integers, widened (GCC 12 takes __builtin_convertvector apart, lane by lane).
 TW_INLINE VecI widen(const int8_t* p) {

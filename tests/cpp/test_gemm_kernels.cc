@@ -1,5 +1,6 @@
 // Micro-kernels and packing of every level between guard pages: all sizes around MR, NR and KC, all
 // layouts. Data are small integers, so that they are exact in every float dtype and compare equal.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -108,37 +109,93 @@ void check_product(const GemmKernels& g, DType ta, DType tb, int mr, int nr, int
 }
 
 // Weights in every width, with and without offsets, against the float kernel: the same bits, and
-// nothing is read beyond the panel, its scales or its rows.
-void check_weights(const KernelTable& table, int bits, bool offsets, int64_t K, int64_t group) {
-  const GemmKernels& g = table.gemm_f32;
-  const int NR = g.NR;
-  const int64_t lines = (K + 1) / 2, groups = (K + group - 1) / group;
-  const Guarded words(lines * NR * bits / 4), scale(groups * NR * 4), offset(groups * NR * 4);
-  for (int64_t i = 0; i < lines * NR * bits / 4; ++i) words.as<char>()[i] = char(i * 37 + 11);
-  for (int64_t i = 0; i < groups * NR; ++i) {
-    scale.as<float>()[i] = float(test::small(i, 3)) / 8;
-    offset.as<float>()[i] = float(test::small(i, 4));
+// nothing is read beyond the panels, their scales or the rows.
+struct GuardedWeights {
+  int64_t lines, groups, panel_bytes;
+  Guarded words, scale, offset;
+  WeightPanel first;
+
+  GuardedWeights(int NR, int panels, int bits, bool offsets, int64_t K, int64_t group)
+      : lines((K + 1) / 2),
+        groups((K + group - 1) / group),
+        panel_bytes(lines * NR * bits / 4),
+        words(panels * panel_bytes),
+        scale(groups * panels * NR * 4),
+        offset(groups * panels * NR * 4) {
+    for (int64_t i = 0; i < panels * panel_bytes; ++i) words.as<char>()[i] = char(i * 37 + 11);
+    for (int64_t i = 0; i < groups * panels * NR; ++i) {
+      scale.as<float>()[i] = float(test::small(i, 3)) / 8;
+      offset.as<float>()[i] = float(test::small(i, 4));
+    }
+    first = {words.as<char>(), bits, 0, group, scale.as<float>(), nullptr, panels * NR, lines};
+    if (offsets) first.shift = bits == 8 ? 128 : 8, first.offset = offset.as<float>();
   }
-  WeightPanel w{words.as<char>(), bits, 0, group, scale.as<float>(), nullptr, NR};
-  if (offsets) w.shift = bits == 8 ? 128 : 8, w.offset = offset.as<float>();
-  const Guarded panel(K * NR * 4), a(K * g.MR * 4);
-  table.weights.to_floats(w, 0, K, panel.as<float>());
-  bool equal = true;
+  WeightPanel panel(int NR, int p) const {
+    WeightPanel w = first;
+    w.words += p * panel_bytes, w.scale += p * NR;
+    if (w.offset) w.offset += p * NR;
+    return w;
+  }
+};
+
+bool stands_for(const WeightPanel& w, int NR, int64_t K, const float* panel) {
   for (int64_t k = 0; k < K; ++k) {
     for (int j = 0; j < NR; ++j) {
-      const int byte = words.as<int8_t>()[k / 2 * NR * bits / 4 + (bits == 8 ? 2 * j + k % 2 : j)];
-      const int q = bits == 8 ? byte : k % 2 ? byte >> 4 : int8_t(byte * 16) >> 4;
-      const float s = scale.as<float>()[k / group * NR + j];
-      const float o = offsets ? offset.as<float>()[k / group * NR + j] : 0;
-      equal = equal && panel.as<float>()[k * NR + j] == s * float(q + w.shift) + o;
+      const int64_t line = k / 2 * NR * w.bits / 4;
+      const int byte = int8_t(w.words[line + (w.bits == 8 ? 2 * j + k % 2 : j)]);
+      const int q = w.bits == 8 ? byte : k % 2 ? byte >> 4 : int8_t(byte * 16) >> 4;
+      const float s = w.scale[k / w.group * w.ld + j];
+      const float o = w.offset ? w.offset[k / w.group * w.ld + j] : 0;
+      if (panel[k * NR + j] != s * float(q + w.shift) + o) return false;
     }
   }
-  for (int64_t i = 0; i < K * g.MR; ++i) a.as<float>()[i] = float(test::small(i, 5));
-  for (int mr = 1; mr <= table.weights.few; ++mr) {
-    const Guarded got(int64_t(g.MR) * NR * 4), want(int64_t(g.MR) * NR * 4);
-    table.weights.tile(mr, K, a.as<void>(), w, 0, got.as<void>());
-    g.tile(mr, K, a.as<void>(), panel.as<void>(), NR, want.as<void>());
-    equal = equal && std::memcmp(got.as<void>(), want.as<void>(), size_t(mr) * NR * 4) == 0;
+  return true;
+}
+
+// The same by way of the floats, as the drivers do it: in blocks of K that end at `from` and K.
+void multiply_floats(const GemmKernels& g, int rows, const float* a, int64_t lda,
+                     const float* floats, int64_t from, int64_t K, float* sums) {
+  std::vector<float> packed(size_t(K * g.MR + 64));  // packing may write on
+  std::vector<float> part(size_t(g.MR * g.NR)), sum(part.size());
+  for (int i0 = 0; i0 < rows; i0 += g.MR) {
+    const int mr = std::min(g.MR, rows - i0);
+    for (int64_t k = 0, end = from > 0 ? from : K; k < K; k = end, end = K) {
+      g.pack_a({a, DType::f32, lda, 1}, i0, mr, k, end - k, K, packed.data());
+      g.tile(mr, end - k, packed.data(), floats + k * g.NR, g.NR, part.data());
+      g.add_tile(k == 0, part.data(), sum.data());
+    }
+    std::copy_n(sum.data(), mr * g.NR, sums + i0 * g.NR);
+  }
+}
+
+// Panels side by side, rows lda apart, the sums over the rows of B before `from` set and the rest added.
+void check_weights(const KernelTable& table, int panels, int bits, bool offsets, int64_t K,
+                   int64_t group, int64_t from) {
+  const GemmKernels& g = table.gemm_f32;
+  const int NR = g.NR, few = table.weights.few;
+  const int64_t lda = K + 3;
+  const GuardedWeights b(NR, panels, bits, offsets, K, group);
+  const Guarded floats(panels * K * NR * 4), want(int64_t(few) * NR * 4);
+  bool equal = true;
+  for (int p = 0; p < panels; ++p) {
+    float* const panel = floats.as<float>() + p * K * NR;
+    table.weights.to_floats(b.panel(NR, p), 0, K, panel);
+    equal = equal && stands_for(b.panel(NR, p), NR, K, panel);
+  }
+  for (int rows = 1; rows <= few; ++rows) {
+    const int64_t count = (rows - 1) * lda + K;
+    const Guarded a(count * 4), got(((panels - 1) * few + rows) * NR * 4);
+    for (int64_t i = 0; i < count; ++i) a.as<float>()[i] = float(test::small(i, 5)) / 3;
+    for (int64_t k = 0, end = from > 0 ? from : K; k < K; k = end, end = K) {
+      table.weights.tiles(
+          {rows, panels, a.as<float>() + k, lda, b.first, k, end - k, {}, got.as<float>()});
+    }
+    for (int p = 0; p < panels; ++p) {
+      const float* const panel = floats.as<float>() + p * K * NR;
+      multiply_floats(g, rows, a.as<float>(), lda, panel, from, K, want.as<float>());
+      equal = equal && std::memcmp(got.as<float>() + p * few * NR, want.as<void>(),
+                                   size_t(rows) * NR * 4) == 0;
+    }
   }
   CHECK(equal);
 }
@@ -384,8 +441,11 @@ TEST(weights_are_floats_on_the_way) {
     for (const int bits : {8, 4}) {
       for (const int64_t K : {1, 2, 3, 31, 32, 33, 255, 256}) {
         for (const int64_t group : {int64_t(1), int64_t(5), int64_t(32), K}) {
-          check_weights(table, bits, false, K, group);
-          check_weights(table, bits, true, K, group);
+          for (const int panels : {1, 2, 7}) {
+            const int64_t from = panels % 2 ? 0 : K / 4 * 2;
+            check_weights(table, panels, bits, false, K, group, from);
+            check_weights(table, panels, bits, true, K, group, from);
+          }
         }
       }
     }
