@@ -84,7 +84,7 @@ void ScoreRows::multiply(int64_t count, const Lanes& lanes, const Products& p,
   for (int64_t i = 0; i < count; i += g.MR) {
     const int mr = int(std::min<int64_t>(g.MR, count - i));
     g.tile(mr, dims_, memory_ + i / g.MR * g.a_panel_bytes(dims_), lanes.prepared, g.NR,
-           scores + i * g.NR);
+           {scores + i * g.NR, g.NR});
   }
   if (!usual_ || lanes.largest) repair(count, lanes, p, scores);
 }
@@ -95,7 +95,7 @@ void ScoreRows::repair(int64_t count, const Lanes& lanes, const Products& p, flo
   for (int64_t i = 0; i < count; i += f.MR) {
     const int mr = int(std::min<int64_t>(f.MR, count - i));
     f.pack_a(rows_, i, mr, 0, dims_, dims_, packed.as<void>());
-    f.tile(mr, dims_, packed.as<void>(), lanes.x, f.NR, tile.as<void>());
+    f.tile(mr, dims_, packed.as<void>(), lanes.x, f.NR, {tile.as<void>(), f.NR});
     for (int r = 0; r < mr; ++r) {
       const int64_t row = i + r;
       const bool own = unusual_size(largest(row / g.MR, p)[row % g.MR], kSmallestInput);
@@ -194,7 +194,7 @@ void SumRows::multiply(int64_t from, int64_t kc, const Lanes& lanes, float* sums
       p_->table.attention.guarded_tile(mr, kc, reinterpret_cast<const float*>(a), lanes.x, tile);
       continue;
     }
-    g.tile(mr, kc, a, lanes.prepared, g.NR, tile);
+    g.tile(mr, kc, a, lanes.prepared, g.NR, {tile, g.NR});
     if (!rest_.empty() || lanes.largest) repair(d, mr, from, kc, lanes, tile);
   }
 }

@@ -5,17 +5,21 @@
 //     for each block (ic, jt)         in parallel: (MC, NT) of the output, one task: gemm_block.cc
 //       for pc in K by KC             A's block (MC, KC) packed by the task's thread: stays in L2
 //         for jr in NT by NR          B's panel (KC, NR): stays in L1
-//           for ir in MC by MR        the micro-kernel
+//           for ir in MC by MR        the micro-kernel, which fetches its share of the next panel of B
 //
-// K is the innermost of the outer loops, so that a block's partial sums (MC, NT) stay in the
-// thread's L2 and meet the epilogue there: C is written once, whatever K, and `out` may be the
+// K is the innermost of the outer loops, and a block's partial sums (MC, NT) are the thread's own: C
+// is written once, whatever K, by the last block's tiles or the epilogue, and `out` may be the
 // residual. K is never split between threads.
 //
+// B comes from L3 or beyond, once for each MC rows: few bytes, but a panel of 32 KB every 10 us, none
+// of which the hardware foresees. Fetched a line at a time by the tiles before (GemmBlock::next_panel)
+// it is in L2 when it is needed; unfetched, a product of 2048 took 5 to 7 % longer.
+//
 // Parameter  bounded by
-// MC         A's block MC x KC words beside the partial sums in half of L2 (of the kernel family:
-//            168 are 12 x 14, 28 x 6, 42 x 4 rows; x KC 256 words = 172 KB)
-// NT         partial sums MC x NT words in the other half (168 x 768 words = 516 KB); and enough
-//            tasks for every thread
+// MC         A's block MC x KC words in a quarter of L2 (of the kernel family: 168 are 12 x 14,
+//            28 x 6, 42 x 4 rows; x KC 256 words = 172 KB); below: B is read N / MC times
+// NT         partial sums MC x NT words, read and written in order, once for each block of K: a share
+//            of L3 (168 x 2048 words = 1.4 MB); below: A is packed N / NT times
 // NC         B's packed chunk K x NC words: kChunkBytes of shared cache and scratch
 #include "cpu/gemm.h"
 
@@ -39,9 +43,9 @@ namespace tilewright {
 namespace {
 
 constexpr int64_t kChunkBytes = 32 << 20;
-// Multiply-adds of a task for each lane of NR: about 10 ms at every level, which have NR in
+// Multiply-adds of a task for each lane of NR: about 20 ms at every level, which have NR in
 // proportion to their speed.
-constexpr int64_t kTaskWork = 1 << 24;
+constexpr int64_t kTaskWork = 1 << 25;
 // Up to here B is read in place where its rows are contiguous: so few rows don't repay packing, and
 // so small a matrix stays in L1 as it is.
 constexpr int kFewRows = 4;
@@ -52,28 +56,31 @@ int64_t packed_bytes(int64_t KW, int64_t N, const GemmKernels& g) {
   return product_of({KW, round_up(N, g.NR), g.b_bytes}) + kPackSlack * g.b_bytes;
 }
 
-// A few panels side by side, some lines at a time: a row of the matrix is read in one piece, not in
-// as many visits as it has panels.
+// Where B's rows are contiguous, a few lines of many panels side by side: rows are read in long
+// pieces, not in as many visits as they have panels. Where its columns are, one panel after the other.
 void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const GemmKernels& g,
                   char* packed, bool parallel) {
-  constexpr int64_t kPanels = 4, kLines = 64;
-  const int64_t KW = words_of(K, g), columns = round_up(nc, g.NR);
-  const int64_t wide = kPanels * g.NR, groups = divide_up(nc, wide);
+  constexpr int64_t kDeep = 256;  // lines of a task
+  const bool columns = b.row == 1 && b.col != 1;
+  const int64_t wide = (columns ? 1 : 16) * g.NR, lines = columns ? kDeep : 8;
+  const int64_t KW = words_of(K, g), groups = divide_up(nc, wide);
   const auto pack_group = [&](int64_t t) {
-    const int64_t end = std::min(nc, (t + 1) * wide);
-    for (int64_t k = 0; k < KW; k += kLines) {
-      const int64_t kc = std::min<int64_t>(kLines, KW - k);
-      for (int64_t j = t * wide; j < end; j += g.NR) {
+    const int64_t j0 = t % groups * wide, j1 = std::min(nc, j0 + wide);
+    const int64_t k0 = t / groups * kDeep, k1 = std::min(KW, k0 + kDeep);
+    for (int64_t k = k0; k < k1; k += lines) {
+      for (int64_t j = j0; j < j1; j += g.NR) {
         const int nr = int(std::min<int64_t>(g.NR, nc - j));
-        g.pack_b(b, jc + j, nr, k, kc, K, packed + panel_offset(k, j, KW, g.NR) * g.b_bytes);
+        g.pack_b(b, jc + j, nr, k, std::min(lines, k1 - k), K,
+                 packed + panel_offset(k, j, KW, g.NR) * g.b_bytes);
       }
-      poll_after(0.2 * double(kc * wide));
     }
+    poll_after(0.2 * double((k1 - k0) * wide));
   };
+  const int64_t tasks = groups * divide_up(KW, kDeep);
   if (parallel) {
-    parallel_for(groups, double(KW) * double(columns) * 0.1, pack_group);
+    parallel_for(tasks, double(KW) * double(round_up(nc, g.NR)) * 0.1, pack_group);
   } else {
-    for (int64_t t = 0; t < groups; ++t) pack_group(t);
+    for (int64_t t = 0; t < tasks; ++t) pack_group(t);
   }
 }
 

@@ -78,6 +78,7 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       one_block_(KW_ <= g.KC),
       rows_in_place_(reads_rows(p.a, mc, b.direct && one_block_, g)),
       all_k_(!rows_in_place_ && rows_ == 1 && mc <= kFewRows && KW_ <= kMostBlocks * g.KC),
+      down_(rows_in_place_ || all_k_),
       a_block_(rows_in_place_ ? 0
                               : (all_k_ ? divide_up(KW_, g.KC) : rows_) * g.a_panel_bytes(kc_max_) +
                                     kPackSlack * 4),
@@ -106,39 +107,62 @@ PanelSource::Panel GemmBlock::panel_of_b(int64_t k, int64_t kc, int64_t j) const
   return {panel, g_.NR};
 }
 
-// Where a tile's sums are stored as they are: in the output; nowhere where they need an epilogue or
-// meet an edge.
-float* GemmBlock::direct_to(int64_t r, int64_t j, int nr) const {
-  const Epilogue& e = p_.epilogue;
-  const bool whole = rows_in_place_ || (g_.tile_to && rows_of(r) == g_.MR);
-  if (!one_block_ || !whole || nr < g_.NR || !stores_sums(e)) return nullptr;
-  return static_cast<float*>(const_cast<void*>(e.out.data)) + (i0_ + r * g_.MR) * e.out.row + j;
+// Whether a tile's finished sums are stored as they are: not where they need an epilogue or meet an
+// edge.
+bool GemmBlock::goes_to_output(int64_t r, int nr) const {
+  return stores_sums(p_.epilogue) && nr == g_.NR && (rows_in_place_ || rows_of(r) == g_.MR);
+}
+
+// Where the r-th rows times the c-th columns go: with the sums so far to these, or finished.
+TileOut GemmBlock::out_of(int64_t r, int64_t c, int64_t j, bool first, bool last, int nr) const {
+  float* const sum = sums_.as<float>() + (c * rows_ + r) * tile_words_;
+  const float* const before = first ? nullptr : sum;
+  if (!last) return {sum, g_.NR, before};
+  if (!goes_to_output(r, nr)) return {tile_.as<float>(), g_.NR, before};
+  const Matrix& out = p_.epilogue.out;
+  float* const rows = static_cast<float*>(const_cast<void*>(out.data));
+  return {rows + (i0_ + r * g_.MR) * out.row + j, out.row, before};
+}
+
+// The panel of B that is multiplied next, for the tiles of this one to fetch, each its share: it comes
+// from beyond the second cache, and the hardware asks for nothing before it is read. None where it is
+// made, or in pieces.
+CacheLines GemmBlock::next_panel(int64_t k, int64_t kc, int64_t c) const {
+  if (b_.direct) return {};
+  if (down_ ? k + kc < KW_ : c + 1 == cols_) {
+    k += kc;
+    if (!down_) c = 0;
+  } else {
+    ++c;
+    if (down_) k = 0;
+  }
+  if (k >= KW_ || c >= cols_) return {};
+  return b_.lines(k, std::min<int64_t>(g_.KC, KW_ - k), j0_ + c * g_.NR, p_.N, p_.K, g_, 0, 1);
 }
 
 // The c-th panel of B in a block of K, times all of A's.
 void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   const int64_t j = j0_ + c * g_.NR;
   const int nr = int(std::min<int64_t>(g_.NR, j0_ + nt_ - j));
+  const bool last = k + kc >= KW_;
   const PanelSource::Panel panel = panel_of_b(k, kc, j);
-  for (int64_t r = 0; r < rows_; ++r) {
-    float* const direct = direct_to(r, j, nr);
-    float* sum = direct ? direct : tile_.as<float>();
-    const int64_t ldt = direct ? p_.epilogue.out.row : g_.NR;
+  const CacheLines next = next_panel(k, kc, c);
+  const int64_t share = kc ? divide_up(next.lines * next.width, rows_ * kc) : 0;
+  const char* a = panel_of_a(0, k, kc);
+  const int64_t a_bytes = g_.a_panel_bytes(kc);
+  for (int64_t r = 0; r < rows_; ++r, a += a_bytes) {
+    TileOut out = out_of(r, c, j, k == 0, last, nr);
+    if (next.data) out.ahead = next.data + r * kc * share, out.ahead_step = share;
     if (rows_in_place_) {
       const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row + k;
       g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
-                       panel.ldb, sum, ldt);
-    } else if (direct) {
-      g_.tile_to(kc, panel_of_a(r, k, kc), panel.data, sum, ldt);
+                       panel.ldb, out);
     } else {
-      g_.tile(rows_of(r), kc, panel_of_a(r, k, kc), panel.data, panel.ldb, sum);
+      g_.tile(rows_of(r), kc, a, panel.data, panel.ldb, out);
     }
-    if (direct) continue;
-    if (!one_block_) {
-      sum = sums_.as<float>() + (c * rows_ + r) * tile_words_;
-      g_.add_tile(k == 0, tile_.as<float>(), sum);
+    if (last && !goes_to_output(r, nr)) {
+      g_.store(out.data, i0_ + r * g_.MR, rows_of(r), j, nr, p_.epilogue);
     }
-    if (k + kc >= KW_) g_.store(sum, i0_ + r * g_.MR, rows_of(r), j, nr, p_.epilogue);
   }
 }
 
@@ -163,7 +187,7 @@ void GemmBlock::run() {
     multiply(k, kc, c);
     poll_after(step_ns * double(kc));  // K may be as long as a caller likes
   };
-  if (rows_in_place_ || all_k_) {
+  if (down_) {
     for_k(pack);
     for (int64_t c = 0; c < cols_; ++c) {
       for_k([&](int64_t k, int64_t kc) { step(k, kc, c); });

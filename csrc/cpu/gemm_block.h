@@ -64,7 +64,9 @@ class GemmBlock {
   int rows_of(int64_t r) const;
   char* panel_of_a(int64_t r, int64_t k, int64_t kc) const;
   PanelSource::Panel panel_of_b(int64_t k, int64_t kc, int64_t j) const;
-  float* direct_to(int64_t r, int64_t j, int nr) const;
+  bool goes_to_output(int64_t r, int nr) const;
+  CacheLines next_panel(int64_t k, int64_t kc, int64_t c) const;
+  TileOut out_of(int64_t r, int64_t c, int64_t j, bool first, bool last, int nr) const;
   void multiply(int64_t k, int64_t kc, int64_t c);
 
   const Gemm& p_;
@@ -73,6 +75,7 @@ class GemmBlock {
   const int64_t i0_, mc_, j0_, nt_;
   const int64_t KW_, rows_, cols_, tile_words_, kc_max_;
   const bool one_block_, rows_in_place_, all_k_;
+  const bool down_;  // one panel of B after the other, as they lie in memory
   const Scratch a_block_, sums_, tile_, edge_, prepared_;
 };
 

@@ -73,15 +73,15 @@ void GemmRepair::run(int64_t r, int64_t i, int mr, int64_t c, int64_t j, float* 
 void GemmRepair::compute(int64_t i, int mr, int64_t j, float* out) const {
   const GemmKernels& f = *g_.exact;
   const Scratch a((f.MR * f.KC + kPackSlack) * 4), edge((f.KC * f.NR + kPackSlack) * 4);
-  const Scratch tile(int64_t(f.MR) * f.NR * 4), sum(int64_t(f.MR) * f.NR * 4);
+  const Scratch sum(int64_t(f.MR) * f.NR * 4);
   for (int at = 0; at < mr; at += f.MR) {
     const int rows = std::min(f.MR, mr - at);
     for (int64_t k = 0; k < p_.K; k += f.KC) {
       const int64_t kc = std::min<int64_t>(f.KC, p_.K - k);
       f.pack_a(p_.a, i + at, rows, k, kc, p_.K, a.as<void>());
       const auto panel = b_.at(k, kc, j, p_.N, p_.K, f, edge.as<void>());
-      f.tile(rows, kc, a.as<void>(), panel.data, panel.ldb, tile.as<void>());
-      f.add_tile(k == 0, tile.as<void>(), sum.as<void>());
+      f.tile(rows, kc, a.as<void>(), panel.data, panel.ldb,
+             {sum.as<void>(), f.NR, k ? sum.as<void>() : nullptr});
     }
     std::copy_n(sum.as<float>(), rows * f.NR, out + at * f.NR);
   }

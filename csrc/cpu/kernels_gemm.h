@@ -90,18 +90,28 @@ struct GemmAside {
   CacheLines ahead[3];  // of A, of B, and where this tile will be stored
 };
 
+// Where the sums of a tile go: to rows `row` words apart, added to those of the blocks of K before,
+// (MR, NR) at `sum`, where there are any. Both may be the same. `ahead`, where it is not null, is
+// memory that is soon read: with each word of K, `ahead_step` bytes more of it are fetched.
+struct TileOut {
+  void* data = nullptr;
+  int64_t row = 0;
+  const void* sum = nullptr;
+  const char* ahead = nullptr;
+  int64_t ahead_step = 0;
+};
+
 struct GemmKernels {
   int MR = 0, NR = 0;  // tile of accumulators held in registers
   int KC = 0;  // words of K summed in registers before the tile is added to C: the longest chain
   int k_per_word = 1;  // elements of K in a packed word
   int b_bytes = 4;     // of a packed word of B: 4, or 2: int8 pairs that are widened when read
 
-  // tile (MR, NR) row-major = sum over kc words of a (kc, MR) * b (kc, NR); rows >= mr are not
-  // computed. b's rows are ldb words apart: NR when packed, the matrix's own stride when it is read
-  // in place.
-  void (*tile)(int mr, int64_t kc, const void* a, const void* b, int64_t ldb, void* tile) = nullptr;
-  // sum (mr, nr) += tile, or = tile where first; both with row stride NR words.
-  void (*add_tile)(bool first, const void* tile, void* sum) = nullptr;
+  // out (MR, NR) = sum over kc words of a (kc, MR) * b (kc, NR), added to out.sum; rows >= mr are
+  // undefined. b's rows are ldb words apart: NR when packed, the matrix's own stride when it is read
+  // in place. Matrix units have rows NR words apart and nothing to add to: they have tile_beside.
+  void (*tile)(int mr, int64_t kc, const void* a, const void* b, int64_t ldb,
+               const TileOut& out) = nullptr;
   // Rows [i, i + mr) of a, words [k, k + kc): panel (kc, MR), rows beyond mr zero, elements of K
   // beyond `K` zero.
   void (*pack_a)(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K,
@@ -115,14 +125,12 @@ struct GemmKernels {
 
   GemmNames names{};
   const char* units = "registers";  // where a tile is
-  int MC = 168, NT = 768;           // rows and columns of the output that a task works on (gemm.cc)
+  int MC = 168, NT = 2048;          // rows and columns of the output that a task works on (gemm.cc)
 
-  // `tile` of float32 rows of the matrix itself, lda words apart, to rows ldt words apart: none beyond
-  // mr is read or written. Absent where rows are multiplied by the lanes of a vector.
+  // `tile` of float32 rows of the matrix itself, lda words apart: none beyond mr is read or written.
+  // Absent where rows are multiplied by the lanes of a vector.
   void (*tile_in_place)(int mr, int64_t kc, const float* a, int64_t lda, const float* b,
-                        int64_t ldb, float* tile, int64_t ldt) = nullptr;
-  // `tile` of all MR rows to rows ldt words apart; absent where nothing is gained by it.
-  void (*tile_to)(int64_t kc, const void* a, const void* b, void* tile, int64_t ldt) = nullptr;
+                        int64_t ldb, TileOut out) = nullptr;
 
   // --- what kernels of narrow numbers and on matrix units need besides ----------------------------
   int a_bytes = 4;

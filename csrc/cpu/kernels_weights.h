@@ -44,7 +44,7 @@ struct WeightKernels {
 
   // panel (kc, NR): rows [k, k + kc) of B as floats; k is even.
   void (*to_floats)(const WeightPanel& w, int64_t k, int64_t kc, float* panel) = nullptr;
-  // gemm_f32's tile and add_tile without the panel in between: the same floats, the same order.
+  // gemm_f32's tile without the panel in between: the same floats, the same order.
   void (*tiles)(const WeightTiles& t) = nullptr;
   // Words of nibbles as gemm_s8's words, pairs of int8. `count` is a multiple of NR.
   void (*to_pairs)(const void* nibbles, int64_t count, void* pairs) = nullptr;

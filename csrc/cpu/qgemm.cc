@@ -218,13 +218,9 @@ void multiply_groups(const Gemm& p, const GemmKernels& g, int64_t i0, int64_t mc
         const int32_t* row_sum = with_sums ? row_sums.as<int32_t>() + r * g.MR : nullptr;
         for (int64_t at = k, end; at < k + kc; at = end) {
           end = s.piece_end(at, k + kc);
+          void* const whole = in_pieces ? pieces.as<uint32_t>() + at_tile : tile.as<void>();
           g.tile(mr, end - at, a_block.as<uint32_t>() + (r * kc + at - k) * g.MR,
-                 words + (at - k) * g.NR * 2, g.NR, tile.as<void>());
-          void* whole = tile.as<void>();
-          if (in_pieces) {
-            whole = pieces.as<uint32_t>() + at_tile;
-            g.add_tile(s.begins(at), tile.as<void>(), whole);
-          }
+                 words + (at - k) * g.NR * 2, g.NR, {whole, g.NR, s.begins(at) ? nullptr : whole});
           if (s.ends(end) && scaled_once) {
             g.store(whole, i, mr, j, nr, p.epilogue);
           } else if (s.ends(end)) {

@@ -32,14 +32,6 @@ TW_INLINE void store_sums(char* out) {
     store_tile<2>(out + 16 * line, line), store_tile<3>(out + 16 * line + 64, line);
 }
 
-// V: a vector of what the words' sums are.
-template <class V>
-void add_sums(bool first, const void* tile, void* sum) {
-  const auto source = static_cast<const V*>(tile);
-  const auto sums = static_cast<V*>(sum);
-  for (int i = 0; i < 64; ++i) sums[i] = first ? source[i] : sums[i] + source[i];
-}
-
 TW_INLINE VecI not_finite(Vec x) {
   return ~(abs(x) < __builtin_inff());
 }
@@ -51,7 +43,7 @@ TW_INLINE VecI not_finite(VecU) {
 // wait for tiles only, so the units never run dry; behind a whole tile the same work would stand
 // still until its sums are stored (measured: 15 % of the product's time, in the loop none).
 //
-// V: as add_sums; kUnit: words of K that are prepared at a time.
+// V: a vector of what the sums are; kUnit: words of K that are prepared at a time.
 template <class V, void (*pack)(const RowPanel&, int64_t, int64_t),
           void (*prepare)(const ColumnPanel&, int64_t, int64_t), int64_t kUnit>
 class Beside {

@@ -207,12 +207,12 @@ void multiply_bytes(int mr, int64_t kc, const void* a, const void* b, void* out,
   multiply<w>(mr, lines, a, b, out, beside);
 }
 
-void tile_bf16(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
-  multiply_bf16(mr, kc, a, b, out, {});
+void tile_bf16(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
+  multiply_bf16(mr, kc, a, b, out.data, {});
 }
 template <Words w>
-void tile_bytes(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
-  multiply_bytes<w>(mr, kc, a, b, out, {});
+void tile_bytes(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
+  multiply_bytes<w>(mr, kc, a, b, out.data, {});
 }
 
 template <Words w>
@@ -222,8 +222,8 @@ GemmKernels bytes_kernels(const GemmKernels& pairs) {
   g.units = kTileUnits;
   g.MR = MR, g.KC = 512, g.MC = 256, g.NT = 1024;
   g.a_bytes = 2, g.k_step = 32;
-  g.tile = tile_bytes<w>, g.tile_beside = multiply_bytes<w>, g.add_tile = add_sums<VecU>,
-  g.pack_a = pack_a<uint8_t>, g.pack_rows = pack_rows<uint8_t>;
+  g.tile = tile_bytes<w>, g.tile_beside = multiply_bytes<w>, g.pack_a = pack_a<uint8_t>,
+  g.pack_rows = pack_rows<uint8_t>;
   g.prepare = prepare_bytes, g.prepared_bytes = 2;
   g.begin = begin_tiles, g.end = end_tiles;
   return g;
@@ -235,8 +235,8 @@ void fill_gemm_amx(KernelTable& table) {
   GemmKernels& g = table.gemm_bf16;
   g.MR = MR, g.KC = 256, g.MC = 256, g.NT = 1024;
   g.k_step = 16;
-  g.tile = tile_bf16, g.tile_beside = multiply_bf16, g.add_tile = add_sums<Vec>,
-  g.pack_a = pack_a<uint16_t>, g.pack_rows = pack_rows<uint16_t>;
+  g.tile = tile_bf16, g.tile_beside = multiply_bf16, g.pack_a = pack_a<uint16_t>,
+  g.pack_rows = pack_rows<uint16_t>;
   g.prepare = prepare_bf16, g.prepared_bytes = 4, g.reads_packed = true;
   g.begin = begin_tiles, g.end = end_tiles;
   g.names = {"gemm_bf16_tiles", "gemm_bf16_tiles_packed", "gemm_bf16_tiles_in_place", nullptr};

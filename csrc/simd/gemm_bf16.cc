@@ -28,10 +28,13 @@ constexpr int MR = kFloatRows;
 constexpr int kFewRows = 8, kAhead = 2048;  // as in simd/gemm_kernel.cc
 
 template <int Rows>
-void tile_rows(int64_t kc, const uint32_t* a, const uint32_t* b, float* tile) {
+void tile_rows(int64_t kc, const uint32_t* a, const uint32_t* b, const TileOut& out) {
   Vec acc[Rows][kVectors] = {};
+  Ahead ahead(out, b);
   for (int64_t k = 0; k < kc; ++k, a += Rows, b += NR) {
-    if (Rows <= kFewRows) {
+    if (Rows == MR) {
+      ahead.fetch();
+    } else {
       __builtin_prefetch(b + kAhead);
       __builtin_prefetch(b + kAhead + kWidth);
     }
@@ -45,11 +48,7 @@ void tile_rows(int64_t kc, const uint32_t* a, const uint32_t* b, float* tile) {
       for (int v = 0; v < kVectors; ++v) acc[i][v] = add_dot_bf16(acc[i][v], ai, line[v]);
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(tile + i * NR + v * kWidth, acc[i][v]);
-  }
+  put_tile(acc, out);
 }
 
 // The smallest unrolled kernel that covers mr rows, and the width of their panel.
@@ -57,20 +56,19 @@ constexpr int rows_for(int mr) {
   return mr <= 2 ? mr : mr <= 4 ? 4 : mr <= kFewRows ? kFewRows : MR;
 }
 
-void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
   const auto pa = static_cast<const uint32_t*>(a), pb = static_cast<const uint32_t*>(b);
-  const auto pt = static_cast<float*>(out);
   switch (rows_for(mr)) {
     case 1:
-      return tile_rows<1>(kc, pa, pb, pt);
+      return tile_rows<1>(kc, pa, pb, out);
     case 2:
-      return tile_rows<2>(kc, pa, pb, pt);
+      return tile_rows<2>(kc, pa, pb, out);
     case 4:
-      return tile_rows<4>(kc, pa, pb, pt);
+      return tile_rows<4>(kc, pa, pb, out);
     case kFewRows:
-      return tile_rows<kFewRows>(kc, pa, pb, pt);
+      return tile_rows<kFewRows>(kc, pa, pb, out);
     default:
-      return tile_rows<MR>(kc, pa, pb, pt);
+      return tile_rows<MR>(kc, pa, pb, out);
   }
 }
 

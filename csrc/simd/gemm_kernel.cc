@@ -9,7 +9,8 @@
 // (cpu/gemm_block.cc); the sums are the same.
 //
 // Parameter    bounded by
-// MR, NR, KC   simd/tile.h
+// MR, NR, KC   simd/tile.h, which also adds the sums to those of the blocks of K before, and fetches the
+//              next panel of B
 // kAhead       words of b asked for ahead, for few rows: they wait for memory, and the hardware asks for
 //              nothing beyond a page of 4 KiB. Below: its latency times its bandwidth; above: L2
 //
@@ -42,11 +43,13 @@ struct PackedRows {
 };
 
 template <int Rows, class Left>
-TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, float* tile,
-                         int64_t ldt) {
+TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, const TileOut& out) {
   Vec acc[Rows][kVectors] = {};
+  Ahead ahead(out, b);
   for (int64_t k = 0; k < kc; ++k, a.step(), b += ldb) {
-    if (Rows <= kFewRows) {
+    if (Rows == MR) {
+      ahead.fetch();
+    } else {
       __builtin_prefetch(b + kAhead);
       __builtin_prefetch(b + kAhead + kWidth);
     }
@@ -61,57 +64,45 @@ TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, float*
       for (int v = 0; v < kVectors; ++v) acc[i][v] = fma(ai, line[v], acc[i][v]);
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(tile + i * ldt + v * kWidth, acc[i][v]);
-  }
+  put_tile(acc, out);
 }
 
 template <int Rows>
-void packed_rows(int64_t kc, const float* a, const float* b, int64_t ldb, float* tile) {
-  tile_rows<Rows>(kc, PackedRows<Rows>{a}, b, ldb, tile, NR);
+void packed_rows(int64_t kc, const float* a, const float* b, int64_t ldb, const TileOut& out) {
+  tile_rows<Rows>(kc, PackedRows<Rows>{a}, b, ldb, out);
 }
 
 // The smallest unrolled kernel that covers mr rows: few rows do few multiply-adds.
-void tile(int mr, int64_t kc, const void* a, const void* b, int64_t ldb, void* out) {
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t ldb, const TileOut& out) {
   const auto pa = static_cast<const float*>(a), pb = static_cast<const float*>(b);
-  const auto pt = static_cast<float*>(out);
-  if (mr == 1) return packed_rows<1>(kc, pa, pb, ldb, pt);
-  if (mr == 2) return packed_rows<2>(kc, pa, pb, ldb, pt);
-  if (mr <= 4) return packed_rows<4>(kc, pa, pb, ldb, pt);
+  if (mr == 1) return packed_rows<1>(kc, pa, pb, ldb, out);
+  if (mr == 2) return packed_rows<2>(kc, pa, pb, ldb, out);
+  if (mr <= 4) return packed_rows<4>(kc, pa, pb, ldb, out);
   if constexpr (MR > 8) {
-    if (mr <= 8) return packed_rows<8>(kc, pa, pb, ldb, pt);
+    if (mr <= 8) return packed_rows<8>(kc, pa, pb, ldb, out);
   }
-  packed_rows<MR>(kc, pa, pb, ldb, pt);
+  packed_rows<MR>(kc, pa, pb, ldb, out);
 }
 
 // Rows at a time while there are as many, and no row beyond them.
 template <int Rows>
 TW_INLINE void matrix_rows(int& mr, int64_t kc, const float*& a, int64_t lda, const float* b,
-                           int64_t ldb, float*& tile, int64_t ldt) {
-  for (; mr >= Rows; mr -= Rows, a += Rows * lda, tile += Rows * ldt) {
-    tile_rows<Rows>(kc, MatrixRows<Rows>(a, lda), b, ldb, tile, ldt);
+                           int64_t ldb, TileOut& out) {
+  for (; mr >= Rows; mr -= Rows, a += Rows * lda) {
+    tile_rows<Rows>(kc, MatrixRows<Rows>(a, lda), b, ldb, out);
+    out.data = static_cast<float*>(out.data) + Rows * out.row;
+    if (out.sum) out.sum = static_cast<const float*>(out.sum) + Rows * NR;
   }
 }
 
 // The same sums with a's rows where they are, lda words apart.
 void tile_in_place(int mr, int64_t kc, const float* a, int64_t lda, const float* b, int64_t ldb,
-                   float* tile, int64_t ldt) {
-  matrix_rows<MR>(mr, kc, a, lda, b, ldb, tile, ldt);
-  if constexpr (MR > 8) matrix_rows<8>(mr, kc, a, lda, b, ldb, tile, ldt);
-  matrix_rows<4>(mr, kc, a, lda, b, ldb, tile, ldt);
-  matrix_rows<2>(mr, kc, a, lda, b, ldb, tile, ldt);
-  matrix_rows<1>(mr, kc, a, lda, b, ldb, tile, ldt);
-}
-
-void add_tile(bool first, const void* tile, void* sum) {
-  const auto src = static_cast<const float*>(tile);
-  const auto dst = static_cast<float*>(sum);
-  for (int i = 0; i < MR * NR; i += kWidth) {
-    const Vec t = load(src + i);
-    store(dst + i, first ? t : load(dst + i) + t);
-  }
+                   TileOut out) {
+  matrix_rows<MR>(mr, kc, a, lda, b, ldb, out);
+  if constexpr (MR > 8) matrix_rows<8>(mr, kc, a, lda, b, ldb, out);
+  matrix_rows<4>(mr, kc, a, lda, b, ldb, out);
+  matrix_rows<2>(mr, kc, a, lda, b, ldb, out);
+  matrix_rows<1>(mr, kc, a, lda, b, ldb, out);
 }
 
 void pack(const Matrix& m, int64_t offset, int64_t line, int64_t step, int width, int count,
@@ -168,17 +159,12 @@ void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const 
 }  // namespace
 
 void fill_gemm(KernelTable& table) {
-  table.gemm_f32 = {MR,
-                    NR,
-                    KC,
-                    1,
-                    4,
-                    tile,
-                    add_tile,
-                    pack_a,
-                    pack_b,
-                    store_tile,
-                    {"gemm_f32", "gemm_f32_packed", "gemm_f32_in_place", "gemm_f32_int_weights"}};
+  table.gemm_f32 = {
+      MR,         NR,
+      KC,         1,
+      4,          tile,
+      pack_a,     pack_b,
+      store_tile, {"gemm_f32", "gemm_f32_packed", "gemm_f32_in_place", "gemm_f32_int_weights"}};
   if (!kMultipliesByLane) table.gemm_f32.tile_in_place = tile_in_place;
 }
 

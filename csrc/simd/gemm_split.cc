@@ -234,8 +234,8 @@ void tile_beside(int mr, int64_t kc, const void* a, const void* b, void* out,
 }
 
 template <int TermsA, int TermsB>
-void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
-  tile_beside<TermsA, TermsB>(mr, kc, a, b, out, {});
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
+  tile_beside<TermsA, TermsB>(mr, kc, a, b, out.data, {});
 }
 
 template <int TermsA, int TermsB>
@@ -246,7 +246,7 @@ GemmKernels kernels(const KernelTable& table, const GemmNames& names) {
   g.a_bytes = 2 * TermsA, g.prepared_bytes = 2 * TermsB;
   g.k_step = kStep;
   g.tile = tile<TermsA, TermsB>, g.tile_beside = tile_beside<TermsA, TermsB>;
-  g.add_tile = add_sums<Vec>, g.pack_a = pack_a<TermsA>, g.pack_rows = pack_rows<TermsA>;
+  g.pack_a = pack_a<TermsA>, g.pack_rows = pack_rows<TermsA>;
   g.prepare = prepare<TermsB>;
   g.begin = begin_tiles, g.end = end_tiles;
   g.exact = &table.gemm_f32, g.smallest = 0x1p-76f;

@@ -49,26 +49,21 @@ TW_INLINE void add_lines(const uint32_t* a, const int8_t* b, bool both,
 }
 
 template <int Rows>
-void tile_rows(int64_t kc, const uint32_t* a, const int8_t* b, uint32_t* tile) {
+void tile_rows(int64_t kc, const uint32_t* a, const int8_t* b, const TileOut& out) {
   VecU acc[Rows][kVectors] = {};
   for (int64_t k = 0; k < kc; k += 2, a += 2 * MR, b += 4 * NR) {
     add_lines(a, b, k + 1 < kc, acc);  // one place: with two, the sums wander between registers
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store_words(tile + i * NR + v * kWidth, acc[i][v]);
-  }
+  put_tile(acc, out);
 }
 
-void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
   const auto pa = static_cast<const uint32_t*>(a);
   const auto pb = static_cast<const int8_t*>(b);
-  const auto pt = static_cast<uint32_t*>(out);
-  if (mr == 1) return tile_rows<1>(kc, pa, pb, pt);
-  if (mr == 2) return tile_rows<2>(kc, pa, pb, pt);
-  if (mr <= 4) return tile_rows<4>(kc, pa, pb, pt);
-  tile_rows<MR>(kc, pa, pb, pt);
+  if (mr == 1) return tile_rows<1>(kc, pa, pb, out);
+  if (mr == 2) return tile_rows<2>(kc, pa, pb, out);
+  if (mr <= 4) return tile_rows<4>(kc, pa, pb, out);
+  tile_rows<MR>(kc, pa, pb, out);
 }
 
 }  // namespace

@@ -30,9 +30,11 @@ namespace {
 constexpr int MR = kPairRows;
 
 template <int Rows>
-void tile_rows(int64_t kc, const uint32_t* a, const int8_t* b, uint32_t* tile) {
+void tile_rows(int64_t kc, const uint32_t* a, const int8_t* b, const TileOut& out) {
   VecU acc[Rows][kVectors] = {};
+  Ahead ahead(out, b);
   for (int64_t k = 0; k < kc; ++k, a += MR, b += 2 * NR) {
+    if (Rows == MR) ahead.fetch();
     VecP line[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) line[v] = load_pairs(b + 2 * v * kWidth);
@@ -43,34 +45,20 @@ void tile_rows(int64_t kc, const uint32_t* a, const int8_t* b, uint32_t* tile) {
       for (int v = 0; v < kVectors; ++v) acc[i][v] = add_dot(acc[i][v], ai, line[v]);
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store_words(tile + i * NR + v * kWidth, acc[i][v]);
-  }
+  put_tile(acc, out);
 }
 
 // The smallest unrolled kernel that covers mr rows. b is always packed: its lines are NR apart.
-void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
   const auto pa = static_cast<const uint32_t*>(a);
   const auto pb = static_cast<const int8_t*>(b);
-  const auto pt = static_cast<uint32_t*>(out);
-  if (mr == 1) return tile_rows<1>(kc, pa, pb, pt);
-  if (mr == 2) return tile_rows<2>(kc, pa, pb, pt);
-  if (mr <= 4) return tile_rows<4>(kc, pa, pb, pt);
+  if (mr == 1) return tile_rows<1>(kc, pa, pb, out);
+  if (mr == 2) return tile_rows<2>(kc, pa, pb, out);
+  if (mr <= 4) return tile_rows<4>(kc, pa, pb, out);
   if constexpr (MR > 8) {
-    if (mr <= 8) return tile_rows<8>(kc, pa, pb, pt);
+    if (mr <= 8) return tile_rows<8>(kc, pa, pb, out);
   }
-  tile_rows<MR>(kc, pa, pb, pt);
-}
-
-void add_tile(bool first, const void* tile, void* sum) {
-  const auto src = static_cast<const uint32_t*>(tile);
-  const auto dst = static_cast<uint32_t*>(sum);
-  for (int i = 0; i < MR * NR; i += kWidth) {
-    const VecU t = load_words(src + i);
-    store_words(dst + i, first ? t : load_words(dst + i) + t);
-  }
+  tile_rows<MR>(kc, pa, pb, out);
 }
 
 // --- packing: a word of A is a pair of int16, a word of B a pair of int8 -------------------------
@@ -156,17 +144,8 @@ void store_tile(const void* tile, int64_t i0, int mr, int64_t j0, int nr, const 
 
 void fill_qgemm(KernelTable& table) {
   GemmKernels& g = table.gemm_s8;
-  g = {MR,
-       NR,
-       KC,
-       2,
-       2,
-       tile,
-       add_tile,
-       pack_a,
-       pack_b,
-       store_tile,
-       {"gemm_s8", "gemm_s8_packed", nullptr, "gemm_s8_groups"}};
+  g = {MR,   NR,     KC,     2,          2,
+       tile, pack_a, pack_b, store_tile, {"gemm_s8", "gemm_s8_packed", nullptr, "gemm_s8_groups"}};
   table.gemm_u8 = table.gemm_s8_once = table.gemm_u8_once = g;
 }
 

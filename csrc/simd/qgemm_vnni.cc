@@ -19,8 +19,8 @@
 // MR x NR    registers: 28 accumulators, 2 of b, 2 of a (14 x 32)
 // KC         words of two elements: B's panel, KC x NR x 2 bytes (32 KB), in L1; deeper blocks mean
 //            fewer tiles to begin and end, each about 60 cycles of 3600
-// MC, NT     what it costs to make B's panel is shared by MC / MR tiles (336: 24 of them); A's block
-//            (MC x KC x 2 bytes) and the sums (MC x NT) in L2
+// MC         what it costs to make B's panel is shared by MC / MR tiles (336: 24 of them); A's block
+//            (MC x KC x 2 bytes = 344 KB) in L2
 //
 // Numerics: integers, exact modulo 2^32: the bits of qgemm_kernel.cc. vpmaddubsw, which AVX2 has
 // besides, saturates and is not used.
@@ -43,9 +43,10 @@ namespace {
 constexpr int MR = kPairRows;
 
 template <int Rows>
-void tile_rows(int64_t lines, const uint32_t* a, const uint32_t* b, uint32_t* tile,
-               int64_t ldt = NR) {
+void tile_rows(int64_t lines, const uint32_t* a, const uint32_t* b, const TileOut& out) {
   VecU acc[Rows][kVectors];
+  Ahead ahead(out, b);
+  ahead.step *= 2;  // words of two elements
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
@@ -53,6 +54,7 @@ void tile_rows(int64_t lines, const uint32_t* a, const uint32_t* b, uint32_t* ti
   }
   b += NR;
   for (; lines > 0; --lines, a += MR, b += NR) {
+    if (Rows == MR) ahead.fetch();
     VecU line[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) line[v] = load_words(b + v * kWidth);
@@ -63,28 +65,18 @@ void tile_rows(int64_t lines, const uint32_t* a, const uint32_t* b, uint32_t* ti
       for (int v = 0; v < kVectors; ++v) acc[i][v] = add_bytes(acc[i][v], ai, line[v]);
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store_words(tile + i * ldt + v * kWidth, acc[i][v]);
-  }
+  put_tile(acc, out);
 }
 
 // The smallest unrolled kernel that covers mr rows.
-void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, void* out) {
+void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
   const auto pa = static_cast<const uint32_t*>(a), pb = static_cast<const uint32_t*>(b);
-  const auto pt = static_cast<uint32_t*>(out);
   const int64_t lines = (kc + 1) / 2;
-  if (mr == 1) return tile_rows<1>(lines, pa, pb, pt);
-  if (mr == 2) return tile_rows<2>(lines, pa, pb, pt);
-  if (mr <= 4) return tile_rows<4>(lines, pa, pb, pt);
-  if (mr <= 8) return tile_rows<8>(lines, pa, pb, pt);
-  tile_rows<MR>(lines, pa, pb, pt);
-}
-
-void tile_to(int64_t kc, const void* a, const void* b, void* tile, int64_t ldt) {
-  const auto pa = static_cast<const uint32_t*>(a), pb = static_cast<const uint32_t*>(b);
-  tile_rows<MR>((kc + 1) / 2, pa, pb, static_cast<uint32_t*>(tile), ldt);
+  if (mr == 1) return tile_rows<1>(lines, pa, pb, out);
+  if (mr == 2) return tile_rows<2>(lines, pa, pb, out);
+  if (mr <= 4) return tile_rows<4>(lines, pa, pb, out);
+  if (mr <= 8) return tile_rows<8>(lines, pa, pb, out);
+  tile_rows<MR>(lines, pa, pb, out);
 }
 
 // --- packing -------------------------------------------------------------------------------------
@@ -177,8 +169,8 @@ template <class T>
 GemmKernels quad_kernels(const GemmKernels& pairs) {
   GemmKernels g = pairs;
   g.names.in_place = "gemm_s8_in_place";
-  g.KC = 512, g.MC = 336, g.NT = 384, g.a_bytes = 2, g.k_step = 2;
-  g.tile = tile, g.tile_to = tile_to, g.pack_a = pack_a<T>;
+  g.KC = 512, g.MC = 336, g.a_bytes = 2, g.k_step = 2;
+  g.tile = tile, g.pack_a = pack_a<T>;
   g.prepare = prepare<T>, g.prepared_bytes = 2, g.starts = true;
   return g;
 }

@@ -31,7 +31,7 @@ extern "C" __attribute__((visibility("default"))) int multiply(const float* a, c
   g.pack_a({a, DType::f32, K, 1}, 0, g.MR, 0, K, K, panel_a.data());
   g.prepare({b, g.NR, K, K, true, panel_b.data()}, 0, kc);
   g.begin();
-  g.tile(g.MR, K, panel_a.data(), panel_b.data(), g.NR, out);
+  g.tile(g.MR, K, panel_a.data(), panel_b.data(), g.NR, {out, g.NR});
   g.end();
   return 0;
 }

@@ -67,7 +67,7 @@ int64_t b_panel_bytes(const GemmKernels& g, int64_t kc) {
 }
 void multiply(const GemmKernels& g, int mr, int64_t kc, const void* a, const void* b, void* tile) {
   if (g.begin) g.begin();
-  g.tile(mr, kc, a, b, g.NR, tile);
+  g.tile(mr, kc, a, b, g.NR, {tile, g.NR});
   if (g.end) g.end();
 }
 void prepare(const GemmKernels& g, const ColumnPanel& p) {
@@ -156,13 +156,12 @@ bool stands_for(const WeightPanel& w, int NR, int64_t K, const float* panel) {
 void multiply_floats(const GemmKernels& g, int rows, const float* a, int64_t lda,
                      const float* floats, int64_t from, int64_t K, float* sums) {
   std::vector<float> packed(size_t(K * g.MR + 64));  // packing may write on
-  std::vector<float> part(size_t(g.MR * g.NR)), sum(part.size());
+  std::vector<float> sum(size_t(g.MR * g.NR));
   for (int i0 = 0; i0 < rows; i0 += g.MR) {
     const int mr = std::min(g.MR, rows - i0);
     for (int64_t k = 0, end = from > 0 ? from : K; k < K; k = end, end = K) {
       g.pack_a({a, DType::f32, lda, 1}, i0, mr, k, end - k, K, packed.data());
-      g.tile(mr, end - k, packed.data(), floats + k * g.NR, g.NR, part.data());
-      g.add_tile(k == 0, part.data(), sum.data());
+      g.tile(mr, end - k, packed.data(), floats + k * g.NR, g.NR, {sum.data(), g.NR, k > 0 ? sum.data() : nullptr});
     }
     std::copy_n(sum.data(), mr * g.NR, sums + i0 * g.NR);
   }
@@ -207,8 +206,17 @@ bool same(const Guarded& x, const Guarded& y, int64_t bytes) {
   return std::memcmp(x.as<void>(), y.as<void>(), size_t(bytes)) == 0;
 }
 
+template <class T>
+void add_as(const Guarded& tile, const Guarded& sum, int count) {
+  for (int i = 0; i < count; ++i) sum.as<T>()[i] += tile.as<T>()[i];
+}
+void add(DType t, const Guarded& tile, const Guarded& sum, int count) {
+  t == DType::s32 ? add_as<int32_t>(tile, sum, count) : add_as<float>(tile, sum, count);
+}
+
 // All of an aside beside a tile, against each alone. ta, tb: of the matrices; t: of the output.
 void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, bool last) {
+  const DType sum_type = tb == DType::s8 ? DType::s32 : DType::f32;
   const int64_t tile_bytes = int64_t(g.MR) * g.NR * 4;
   for (const int64_t kc : {int64_t(0), int64_t(1), int64_t(g.k_step) + 1, int64_t(g.KC)}) {
     const int64_t K = kc * g.k_per_word, a_bytes = a_panel_bytes(g, kc);
@@ -227,7 +235,7 @@ void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, bool last) 
 
     Epilogue e;
     e.out = want_out.matrix;
-    g.add_tile(false, want_before.as<void>(), want_sum.as<void>());
+    add(sum_type, want_before, want_sum, g.MR * g.NR);
     if (last) {  // complete sums stay in the tile
       std::memcpy(want_before.as<void>(), want_sum.as<void>(), size_t(mr * g.NR) * 4);
       fill(want_sum, tile_bytes, 4);
@@ -372,37 +380,74 @@ TEST(rows_of_both_in_place_multiply_right) {
         const Guarded out(((mr - 1) * ldt + g.NR) * 4);
         const auto pb = static_cast<const float*>(b.matrix.data);
         g.pack_a(a.matrix, 0, mr, 0, K, K, packed.as<void>());
-        g.tile(mr, K, packed.as<void>(), pb, g.NR, want.as<void>());
-        g.tile_in_place(mr, K, static_cast<const float*>(a.matrix.data), K, pb, g.NR,
-                        out.as<float>(), ldt);
-        bool equal = true;
-        for (int i = 0; i < mr; ++i) {
-          equal = equal && std::memcmp(out.as<float>() + i * ldt, want.as<float>() + i * g.NR,
-                                       size_t(g.NR) * 4) == 0;
+        g.tile(mr, K, packed.as<void>(), pb, g.NR, {want.as<void>(), g.NR});
+        for (const bool onto : {false, true}) {
+          const Guarded sum(int64_t(mr) * g.NR * 4);
+          for (int i = 0; i < mr * g.NR; ++i) sum.as<float>()[i] = onto ? float(i) : 0.0f;
+          g.tile_in_place(mr, K, static_cast<const float*>(a.matrix.data), K, pb, g.NR,
+                          {out.as<void>(), ldt, onto ? sum.as<void>() : nullptr});
+          bool equal = true;
+          for (int i = 0; i < mr; ++i) {
+            for (int j = 0; j < g.NR; ++j) {
+              const float sums = want.as<float>()[i * g.NR + j] + sum.as<float>()[i * g.NR + j];
+              equal = equal && out.as<float>()[i * ldt + j] == sums;
+            }
+          }
+          CHECK(equal);
         }
-        CHECK(equal);
       }
     }
   });
 }
 
-// A whole tile straight to rows of the output.
-TEST(whole_tiles_go_to_their_rows) {
+// Tiles to rows apart and onto sums, which may lie where the tile goes: what the tile alone and one
+// addition give, and nothing between the rows. What is fetched meanwhile may lie anywhere.
+void check_out(const GemmKernels& g, DType t, int mr) {
+  const int64_t kc = 2 * g.k_step + 1, ldt = g.NR + 3, a_bytes = a_panel_bytes(g, kc);
+  const int64_t tile_bytes = int64_t(g.MR) * g.NR * 4;
+  const Guarded a(a_bytes), b(b_panel_bytes(g, kc)), alone(tile_bytes), sum(tile_bytes);
+  const Guarded onto(tile_bytes), out(((mr - 1) * ldt + g.NR) * 4);
+  // Small numbers in any of the types that the panels may have.
+  for (int64_t i = 0; i < a_bytes; i += 4) test::set_element(a.as<void>(), i / 4, t, float(i % 5));
+  for (int64_t i = 0; i < b_panel_bytes(g, kc); i += 4) {
+    test::set_element(b.as<void>(), i / 4, t, float(i % 7));
+  }
+  for (int i = 0; i < g.MR * g.NR; ++i) {
+    test::set_element(sum.as<void>(), i, t, float(test::small(i, 3)));
+  }
+  fill(out, ((mr - 1) * ldt + g.NR) * 4, 77);
+  std::memcpy(onto.as<void>(), sum.as<void>(), size_t(tile_bytes));
+  g.tile(mr, kc, a.as<void>(), b.as<void>(), g.NR, {alone.as<void>(), g.NR});
+  const char* const end = b.as<char>() + b_panel_bytes(g, kc);
+  g.tile(mr, kc, a.as<void>(), b.as<void>(), g.NR,
+         {onto.as<void>(), g.NR, onto.as<void>(), end, 4096});
+  bool equal = true;
+  for (int i = 0; i < mr * g.NR; ++i) {
+    const float want = test::element(alone.as<void>(), i, t) + float(test::small(i, 3));
+    equal = equal && test::element(onto.as<void>(), i, t) == want;
+  }
+  CHECK(equal);
+  if (mr < g.MR) return;  // a kernel of more rows may be taken, up to MR
+  g.tile(mr, kc, a.as<void>(), b.as<void>(), g.NR, {out.as<void>(), ldt, sum.as<void>()});
+  for (int i = 0; i < mr; ++i) {
+    const char* const row = out.as<char>() + i * ldt * 4;
+    equal = equal && std::memcmp(row, onto.as<float>() + i * g.NR, size_t(g.NR) * 4) == 0;
+    for (int64_t gap = g.NR * 4; i + 1 < mr && gap < ldt * 4; ++gap)
+      equal = equal && row[gap] == 77;
+  }
+  CHECK(equal);
+}
+
+TEST(tiles_go_to_rows_and_onto_sums) {
   test::for_each_level([](const KernelTable& table) {
-    const GemmKernels& g = table.gemm_s8_once;
-    if (!g.tile_to) return;
-    const int64_t kc = 9, ldt = g.NR + 3, a_bytes = a_panel_bytes(g, kc);
-    const Guarded a(a_bytes), b(b_panel_bytes(g, kc)), want(int64_t(g.MR) * g.NR * 4);
-    const Guarded out(((g.MR - 1) * ldt + g.NR) * 4);
-    fill(a, a_bytes, 129), fill(b, b_panel_bytes(g, kc), 3);
-    g.tile(g.MR, kc, a.as<void>(), b.as<void>(), g.NR, want.as<void>());
-    g.tile_to(kc, a.as<void>(), b.as<void>(), out.as<void>(), ldt);
-    bool equal = true;
-    for (int i = 0; i < g.MR; ++i) {
-      equal = equal && std::memcmp(out.as<int32_t>() + i * ldt, want.as<int32_t>() + i * g.NR,
-                                   size_t(g.NR) * 4) == 0;
-    }
-    CHECK(equal);
+    const auto check = [](const GemmKernels& g, DType t) {
+      if (!g.tile || g.tile_beside) return;
+      for (int mr = 1; mr <= g.MR; ++mr) check_out(g, t, mr);
+    };
+    check(table.gemm_f32, DType::f32);
+    check(table.gemm_bf16, DType::f32);
+    for (const GemmKernels* g : {&table.gemm_s8, &table.gemm_u8}) check(*g, DType::s32);
+    for (const GemmKernels* g : {&table.gemm_s8_once, &table.gemm_u8_once}) check(*g, DType::s32);
   });
 }
 
@@ -456,31 +501,5 @@ TEST(tiles_are_stored_right) {
   test::for_each_level([](const KernelTable& table) {
     check_stores(table.gemm_f32);
     check_stores(table.gemm_s8);
-  });
-}
-
-// Each by its own kind of number, all of which hold small integers.
-void check_add(const GemmKernels& g, DType t) {
-  const Guarded tile(int64_t(g.MR) * g.NR * 4), sum(int64_t(g.MR) * g.NR * 4);
-  for (int i = 0; i < g.MR * g.NR; ++i) {
-    test::set_element(tile.as<void>(), i, t, float(i));
-    test::set_element(sum.as<void>(), i, t, -1.0f);
-  }
-  g.add_tile(true, tile.as<void>(), sum.as<void>());
-  g.add_tile(false, tile.as<void>(), sum.as<void>());
-  bool equal = true;
-  for (int i = 0; i < g.MR * g.NR; ++i) {
-    equal = equal && test::element(sum.as<void>(), i, t) == float(2 * i);
-  }
-  CHECK(equal);
-}
-
-TEST(tiles_are_added_right) {
-  test::for_each_level([](const KernelTable& table) {
-    check_add(table.gemm_f32, DType::f32);
-    check_add(table.gemm_s8, DType::s32);
-    check_add(table.gemm_s8_once, DType::s32);
-    if (table.gemm_bf16.tile) check_add(table.gemm_bf16, DType::f32);
-    if (table.gemm_split[0].tile) check_add(table.gemm_split[0], DType::f32);
   });
 }
