@@ -56,6 +56,7 @@ thread_local Cache t_cache;
 
 Scratch::Scratch(int64_t bytes) : bytes_(int64_t(uint64_t(bytes) + 4096 + 63) & ~int64_t(63)) {
   if (bytes < 0 || bytes > kMostBytes) throw std::bad_alloc();
+  if (bytes == 0) return;
   data_ = t_cache.take(bytes_);
   if (!data_) data_ = allocate_pages(size_t(bytes_));
   if (!data_) throw std::bad_alloc();
@@ -63,7 +64,7 @@ Scratch::Scratch(int64_t bytes) : bytes_(int64_t(uint64_t(bytes) + 4096 + 63) & 
 }
 
 Scratch::~Scratch() {
-  t_cache.give(data_, bytes_);
+  if (data_) t_cache.give(data_, bytes_);
 }
 
 }  // namespace tilewright

@@ -11,7 +11,9 @@ namespace tilewright {
 
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes);  // std::bad_alloc, also above kMostBytes (core/size.h)
+  explicit Scratch(
+      int64_t
+          bytes);  // of 0: none, as() is null. std::bad_alloc, also above kMostBytes (core/size.h)
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -21,7 +23,7 @@ class Scratch {
   }
 
  private:
-  void* data_;
+  void* data_ = nullptr;
   int64_t bytes_;
 };
 

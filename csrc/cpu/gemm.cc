@@ -60,13 +60,13 @@ int64_t packed_bytes(int64_t KW, int64_t N, const GemmKernels& g) {
 // pieces, not in as many visits as they have panels. Where its columns are, one panel after the other.
 void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const GemmKernels& g,
                   char* packed, bool parallel) {
-  constexpr int64_t kDeep = 256;  // lines of a task
   const bool columns = b.row == 1 && b.col != 1;
-  const int64_t wide = (columns ? 1 : 16) * g.NR, lines = columns ? kDeep : 8;
+  const int64_t wide = (columns ? 1 : 16) * g.NR, lines = columns ? 256 : 8;
+  const int64_t deep = columns ? 256 : 64;  // lines of a task
   const int64_t KW = words_of(K, g), groups = divide_up(nc, wide);
   const auto pack_group = [&](int64_t t) {
     const int64_t j0 = t % groups * wide, j1 = std::min(nc, j0 + wide);
-    const int64_t k0 = t / groups * kDeep, k1 = std::min(KW, k0 + kDeep);
+    const int64_t k0 = t / groups * deep, k1 = std::min(KW, k0 + deep);
     for (int64_t k = k0; k < k1; k += lines) {
       for (int64_t j = j0; j < j1; j += g.NR) {
         const int nr = int(std::min<int64_t>(g.NR, nc - j));
@@ -76,7 +76,7 @@ void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const Gemm
     }
     poll_after(0.2 * double((k1 - k0) * wide));
   };
-  const int64_t tasks = groups * divide_up(KW, kDeep);
+  const int64_t tasks = groups * divide_up(KW, deep);
   if (parallel) {
     parallel_for(tasks, double(KW) * double(round_up(nc, g.NR)) * 0.1, pack_group);
   } else {
@@ -116,7 +116,7 @@ Blocking choose_blocking(const Gemm& p, int64_t nc, const GemmKernels& g, int64_
   int64_t row_blocks = divide_up(M, g.MC), col_blocks = divide_up(nc, g.NT);
   if (parts > 1 && row_blocks * col_blocks % (2 * parts) != 0) {
     if (M >= parts * 4 * g.MR) {
-      row_blocks = round_up(row_blocks, 2 * parts);
+      row_blocks = std::max(2 * parts, round_up(row_blocks, parts));
     } else {
       col_blocks = round_up(col_blocks, parts);
     }

@@ -115,7 +115,7 @@ bool GemmBlock::goes_to_output(int64_t r, int nr) const {
 
 // Where the r-th rows times the c-th columns go: with the sums so far to these, or finished.
 TileOut GemmBlock::out_of(int64_t r, int64_t c, int64_t j, bool first, bool last, int nr) const {
-  float* const sum = sums_.as<float>() + (c * rows_ + r) * tile_words_;
+  float* const sum = one_block_ ? nullptr : sums_.as<float>() + (c * rows_ + r) * tile_words_;
   const float* const before = first ? nullptr : sum;
   if (!last) return {sum, g_.NR, before};
   if (!goes_to_output(r, nr)) return {tile_.as<float>(), g_.NR, before};
@@ -148,8 +148,8 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
   const PanelSource::Panel panel = panel_of_b(k, kc, j);
   const CacheLines next = next_panel(k, kc, c);
   const int64_t share = kc ? divide_up(next.lines * next.width, rows_ * kc) : 0;
-  const char* a = panel_of_a(0, k, kc);
-  const int64_t a_bytes = g_.a_panel_bytes(kc);
+  const char* a = rows_in_place_ ? nullptr : panel_of_a(0, k, kc);
+  const int64_t a_bytes = rows_in_place_ ? 0 : g_.a_panel_bytes(kc);
   for (int64_t r = 0; r < rows_; ++r, a += a_bytes) {
     TileOut out = out_of(r, c, j, k == 0, last, nr);
     if (next.data) out.ahead = next.data + r * kc * share, out.ahead_step = share;

@@ -130,7 +130,7 @@ struct GemmKernels {
   // `tile` of float32 rows of the matrix itself, lda words apart: none beyond mr is read or written.
   // Absent where rows are multiplied by the lanes of a vector.
   void (*tile_in_place)(int mr, int64_t kc, const float* a, int64_t lda, const float* b,
-                        int64_t ldb, TileOut out) = nullptr;
+                        int64_t ldb, const TileOut& out) = nullptr;
 
   // --- what kernels of narrow numbers and on matrix units need besides ----------------------------
   int a_bytes = 4;

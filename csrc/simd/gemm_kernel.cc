@@ -37,6 +37,7 @@ constexpr int kFewRows = 8, kAhead = 2048;
 // The words of a for one k after the other, of a packed panel; matrix_rows.h: of the matrix's rows.
 template <int Rows>
 struct PackedRows {
+  static constexpr bool kPacked = true;
   const float* at;
   TW_INLINE Scalars<Rows> words() const { return Scalars<Rows>(at); }
   TW_INLINE void step() { at += MR; }
@@ -48,7 +49,7 @@ TW_INLINE void tile_rows(int64_t kc, Left a, const float* b, int64_t ldb, const 
   Ahead ahead(out, b);
   for (int64_t k = 0; k < kc; ++k, a.step(), b += ldb) {
     if (Rows == MR) {
-      ahead.fetch();
+      if (Left::kPacked) ahead.fetch();
     } else {
       __builtin_prefetch(b + kAhead);
       __builtin_prefetch(b + kAhead + kWidth);
@@ -84,25 +85,34 @@ void tile(int mr, int64_t kc, const void* a, const void* b, int64_t ldb, const T
   packed_rows<MR>(kc, pa, pb, ldb, out);
 }
 
+// Rows of a, of the tile and of the sums before, or null: one by one, for to copy a TileOut that has
+// just been written would wait.
+struct InPlace {
+  int mr;
+  const float* a;
+  float* tile;
+  const float* sum;
+};
+
 // Rows at a time while there are as many, and no row beyond them.
 template <int Rows>
-TW_INLINE void matrix_rows(int& mr, int64_t kc, const float*& a, int64_t lda, const float* b,
-                           int64_t ldb, TileOut& out) {
-  for (; mr >= Rows; mr -= Rows, a += Rows * lda) {
-    tile_rows<Rows>(kc, MatrixRows<Rows>(a, lda), b, ldb, out);
-    out.data = static_cast<float*>(out.data) + Rows * out.row;
-    if (out.sum) out.sum = static_cast<const float*>(out.sum) + Rows * NR;
+TW_INLINE void matrix_rows(InPlace& p, int64_t kc, int64_t lda, const float* b, int64_t ldb,
+                           int64_t ldt) {
+  for (; p.mr >= Rows; p.mr -= Rows, p.a += Rows * lda, p.tile += Rows * ldt) {
+    tile_rows<Rows>(kc, MatrixRows<Rows>(p.a, lda), b, ldb, {p.tile, ldt, p.sum});
+    if (p.sum) p.sum += Rows * NR;
   }
 }
 
 // The same sums with a's rows where they are, lda words apart.
 void tile_in_place(int mr, int64_t kc, const float* a, int64_t lda, const float* b, int64_t ldb,
-                   TileOut out) {
-  matrix_rows<MR>(mr, kc, a, lda, b, ldb, out);
-  if constexpr (MR > 8) matrix_rows<8>(mr, kc, a, lda, b, ldb, out);
-  matrix_rows<4>(mr, kc, a, lda, b, ldb, out);
-  matrix_rows<2>(mr, kc, a, lda, b, ldb, out);
-  matrix_rows<1>(mr, kc, a, lda, b, ldb, out);
+                   const TileOut& out) {
+  InPlace p{mr, a, static_cast<float*>(out.data), static_cast<const float*>(out.sum)};
+  matrix_rows<MR>(p, kc, lda, b, ldb, out.row);
+  if constexpr (MR > 8) matrix_rows<8>(p, kc, lda, b, ldb, out.row);
+  matrix_rows<4>(p, kc, lda, b, ldb, out.row);
+  matrix_rows<2>(p, kc, lda, b, ldb, out.row);
+  matrix_rows<1>(p, kc, lda, b, ldb, out.row);
 }
 
 void pack(const Matrix& m, int64_t offset, int64_t line, int64_t step, int width, int count,

@@ -8,6 +8,7 @@ namespace {
 
 template <int Rows>
 struct MatrixRows {
+  static constexpr bool kPacked = false;
   const float* at[(Rows + 2) / 3];  // three rows each: as many as an address reaches
   int64_t row;
 
