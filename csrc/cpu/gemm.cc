@@ -121,6 +121,10 @@ Blocking choose_blocking(const Gemm& p, int64_t nc, const GemmKernels& g, int64_
       col_blocks = round_up(col_blocks, parts);
     }
   }
+  // Panels that are prepared for each block of rows: smaller tasks are narrower ones, not lower.
+  if (parts > 1 && g.prepare && !g.tile_beside) {
+    col_blocks = std::max(col_blocks, divide_up(4 * parts, row_blocks));
+  }
   const int64_t row_tiles = divide_up(M, g.MR), col_tiles = divide_up(nc, NR);
   int64_t rows = divide_up(row_tiles, row_blocks), cols = divide_up(col_tiles, col_blocks);
   const int64_t tiles =

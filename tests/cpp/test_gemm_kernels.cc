@@ -161,7 +161,8 @@ void multiply_floats(const GemmKernels& g, int rows, const float* a, int64_t lda
     const int mr = std::min(g.MR, rows - i0);
     for (int64_t k = 0, end = from > 0 ? from : K; k < K; k = end, end = K) {
       g.pack_a({a, DType::f32, lda, 1}, i0, mr, k, end - k, K, packed.data());
-      g.tile(mr, end - k, packed.data(), floats + k * g.NR, g.NR, {sum.data(), g.NR, k > 0 ? sum.data() : nullptr});
+      g.tile(mr, end - k, packed.data(), floats + k * g.NR, g.NR,
+             {sum.data(), g.NR, k > 0 ? sum.data() : nullptr});
     }
     std::copy_n(sum.data(), mr * g.NR, sums + i0 * g.NR);
   }
