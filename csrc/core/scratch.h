@@ -11,9 +11,8 @@ namespace tilewright {
 
 class Scratch {
  public:
-  explicit Scratch(
-      int64_t
-          bytes);  // of 0: none, as() is null. std::bad_alloc, also above kMostBytes (core/size.h)
+  // Of 0 bytes: none, as() is null. std::bad_alloc, also above kMostBytes (core/size.h).
+  explicit Scratch(int64_t bytes);
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
