@@ -45,6 +45,9 @@ class Device(Protocol):
     def stream(self) -> int:
         """Return the address of the stream that launches go to."""
 
+    def __hash__(self) -> int:
+        """Constants are kept by device: one object is one device."""
+
 
 _gpu: Any = _core  # has the two functions below where it was built with CUDA
 _DEVICES: dict[type, Device] = {}  # one of each kind, by the type of their arrays
