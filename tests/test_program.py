@@ -114,6 +114,35 @@ def test_every_backward_pass(name, case, dtype):
         ), i
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_casts_are_replayed(dtype):
+    """Products in 16 bits of float32 weights, whose gradients come back as float32."""
+
+    def trained(compiled):
+        w = tw.tensor(np.linspace(-1, 1, 48, dtype=f32).reshape(8, 6), requires_grad=True)
+        sgd = tw.optim.SGD([w], lr=0.1)
+
+        def step(x):
+            sgd.zero_grad()
+            y = tw.matmul(x.to(dtype), w.to(dtype), activation="gelu").to("float32")
+            loss = tw.mse(y, y_wanted)
+            loss.backward()
+            sgd.step()
+            return loss
+
+        run = tw.compile(step) if compiled else step
+        losses = [run(tw.tensor(x)).data for x in xs]
+        return [*losses, w.data, w.grad]
+
+    rng = np.random.default_rng(0)
+    xs, y_wanted = rng.standard_normal((5, 4, 8), f32), rng.standard_normal((4, 6), f32)
+    before = counts()
+    found = trained(compiled=True)
+    assert list(counts() - before) == [2, 0, 3]
+    assert found[-1].dtype == f32
+    assert same(found, trained(compiled=False))
+
+
 def test_gradients_add_up_without_zero_grad():
     eager, compiled = Classifier(), Classifier()
 
