@@ -79,6 +79,7 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       rows_in_place_(reads_rows(p.a, mc, b.direct && one_block_, g)),
       all_k_(!rows_in_place_ && rows_ == 1 && mc <= kFewRows && KW_ <= kMostBlocks * g.KC),
       down_(rows_in_place_ || all_k_),
+      across_(rows_in_place_ && b.direct && one_block_ && KW_ > 0 && nt % g.NR == 0),
       a_block_(rows_in_place_ ? 0
                               : (all_k_ ? divide_up(KW_, g.KC) : rows_) * g.a_panel_bytes(kc_max_) +
                                     kPackSlack * 4),
@@ -140,28 +141,44 @@ CacheLines GemmBlock::next_panel(int64_t k, int64_t kc, int64_t c) const {
   return b_.lines(k, std::min<int64_t>(g_.KC, KW_ - k), j0_ + c * g_.NR, p_.N, p_.K, g_, 0, 1);
 }
 
-// The c-th panel of B in a block of K, times all of A's.
-void GemmBlock::multiply(int64_t k, int64_t kc, int64_t c) {
+// The r-th rows times the c-th panel of B in a block of K; with each word of it `ahead` bytes of `next`
+// are fetched, if there is any.
+void GemmBlock::multiply(int64_t k, int64_t kc, int64_t r, int64_t c,
+                         const PanelSource::Panel& panel, const char* next, int64_t ahead) {
   const int64_t j = j0_ + c * g_.NR;
   const int nr = int(std::min<int64_t>(g_.NR, j0_ + nt_ - j));
   const bool last = k + kc >= KW_;
-  const PanelSource::Panel panel = panel_of_b(k, kc, j);
+  TileOut out = out_of(r, c, j, k == 0, last, nr);
+  out.ahead = next, out.ahead_step = ahead;
+  if (rows_in_place_) {
+    const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row + k;
+    g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
+                     panel.ldb, out);
+  } else {
+    g_.tile(rows_of(r), kc, panel_of_a(r, k, kc), panel.data, panel.ldb, out);
+  }
+  if (last && !goes_to_output(r, nr)) {
+    g_.store(out.data, i0_ + r * g_.MR, rows_of(r), j, nr, p_.epilogue);
+  }
+}
+
+// The c-th panel of B in a block of K, times all of A's.
+void GemmBlock::multiply_down(int64_t k, int64_t kc, int64_t c) {
+  const PanelSource::Panel panel = panel_of_b(k, kc, j0_ + c * g_.NR);
   const CacheLines next = next_panel(k, kc, c);
-  const int64_t share = kc ? divide_up(next.lines * next.width, rows_ * kc) : 0;
-  const char* a = rows_in_place_ ? nullptr : panel_of_a(0, k, kc);
-  const int64_t a_bytes = rows_in_place_ ? 0 : g_.a_panel_bytes(kc);
-  for (int64_t r = 0; r < rows_; ++r, a += a_bytes) {
-    TileOut out = out_of(r, c, j, k == 0, last, nr);
-    if (next.data) out.ahead = next.data + r * kc * share, out.ahead_step = share;
-    if (rows_in_place_) {
-      const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row + k;
-      g_.tile_in_place(rows_of(r), kc, rows, p_.a.row, static_cast<const float*>(panel.data),
-                       panel.ldb, out);
-    } else {
-      g_.tile(rows_of(r), kc, a, panel.data, panel.ldb, out);
-    }
-    if (last && !goes_to_output(r, nr)) {
-      g_.store(out.data, i0_ + r * g_.MR, rows_of(r), j, nr, p_.epilogue);
+  const int64_t ahead = kc ? divide_up(next.lines * next.width, rows_ * kc) : 0;
+  for (int64_t r = 0; r < rows_; ++r) {
+    multiply(k, kc, r, c, panel, next.data ? next.data + r * kc * ahead : nullptr, ahead);
+  }
+}
+
+// All of a small B, times one panel of A's rows after the other: these and the output are met once, in
+// the order of memory, which the hardware fetches ahead (a batch of small products that comes from
+// memory takes 20 % longer the other way).
+void GemmBlock::multiply_across() {
+  for (int64_t r = 0; r < rows_; ++r) {
+    for (int64_t c = 0; c < cols_; ++c) {
+      multiply(0, KW_, r, c, panel_of_b(0, KW_, j0_ + c * g_.NR), nullptr, 0);
     }
   }
 }
@@ -184,9 +201,10 @@ void GemmBlock::run() {
   };
   const double step_ns = 0.04 * double(rows_ * tile_words_);
   const auto step = [&](int64_t k, int64_t kc, int64_t c) {
-    multiply(k, kc, c);
+    multiply_down(k, kc, c);
     poll_after(step_ns * double(kc));  // K may be as long as a caller likes
   };
+  if (across_) return multiply_across();
   if (down_) {
     for_k(pack);
     for (int64_t c = 0; c < cols_; ++c) {

@@ -67,7 +67,10 @@ class GemmBlock {
   bool goes_to_output(int64_t r, int nr) const;
   CacheLines next_panel(int64_t k, int64_t kc, int64_t c) const;
   TileOut out_of(int64_t r, int64_t c, int64_t j, bool first, bool last, int nr) const;
-  void multiply(int64_t k, int64_t kc, int64_t c);
+  void multiply(int64_t k, int64_t kc, int64_t r, int64_t c, const PanelSource::Panel& panel,
+                const char* next, int64_t ahead);
+  void multiply_down(int64_t k, int64_t kc, int64_t c);
+  void multiply_across();
 
   const Gemm& p_;
   const GemmKernels& g_;
@@ -75,7 +78,8 @@ class GemmBlock {
   const int64_t i0_, mc_, j0_, nt_;
   const int64_t KW_, rows_, cols_, tile_words_, kc_max_;
   const bool one_block_, rows_in_place_, all_k_;
-  const bool down_;  // one panel of B after the other, as they lie in memory
+  const bool down_;    // one panel of B after the other, as they lie in memory
+  const bool across_;  // one panel of A's rows after the other: B stays in the first cache
   const Scratch a_block_, sums_, tile_, edge_, prepared_;
 };
 
