@@ -82,6 +82,38 @@ def test_a_row_alone_has_the_bits_it_has_in_the_batch(name, case, dtype, isa):
             )
 
 
+def spaced(a, row, offset, fill):
+    """``a`` with its rows ``row`` elements apart, from ``offset`` elements behind a whole page."""
+    page = 4096 // a.itemsize
+    memory = np.full(len(a) * row + offset + 2 * page, fill, a.dtype)
+    first = (-memory.ctypes.data % 4096) // a.itemsize + offset
+    view = memory[first : first + len(a) * row].reshape(len(a), row)[:, : a.shape[1]]
+    view[...] = a
+    return view
+
+
+@pytest.mark.parametrize(("K", "N"), [(64, 16), (512, 96), (1088, 600)])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_matmul_rows_wherever_they_lie(K, N, kind, rng, isa):
+    """Rows that tiles load where they are, and rows that are packed: aligned or not, pages apart or
+    not. What lies between rows is never met."""
+    integers = kind == "int8"
+    if integers:
+        a, b = (rng.integers(-128, 128, shape, dtype=np.int8) for shape in ((97, K), (K, N)))
+    else:
+        a, b = (
+            rng.standard_normal(shape).astype(harness.DTYPES[kind]) for shape in ((97, K), (K, N))
+        )
+    product = tw.int8_matmul if integers else tw.matmul
+    fill = 101 if integers else np.nan
+    want = product(a, b)
+    for row in (K, K + 1, K + 64, K + 96, -(-K // 2048) * 2048):
+        for offset in (0, 1, 64):
+            got = product(spaced(a, row, offset, fill), b)
+            assert harness.same_bits(got, want), (row, offset)
+    assert harness.same_bits(product(spaced(a, K, 0, fill)[::-1], b), want[::-1])
+
+
 @pytest.mark.parametrize(("K", "N"), [(64, 48), (300, 1000), (768, 33)])
 def test_matmul_rows_in_any_batch(K, N, rng, dtype, isa, threads):
     """Rows of a through every path that their number selects: in place, packed, batched, split."""

@@ -32,6 +32,17 @@ uint32_t raise(const float* to, int n, float smallest, float* largest) {
   return small;
 }
 
+// Tiles that load rows of A where they are save its packing, for every panel of B 15 % slower where
+// rows a multiple of 1 KB apart share sets of the first cache: packing is as much as 23 panels of that.
+bool reads_rows(const Gemm& p, const GemmKernels& g, int64_t panels) {
+  constexpr int64_t kSetBytes = 1024, kFewPanels = 16;
+  const int64_t size = dtype_size(p.a.dtype), row = p.a.row * size;
+  const auto whole_lines = [](int64_t bytes) { return bytes % kLineBytes == 0; };
+  return g.reads_rows && p.a.col == 1 && whole_lines(p.K * size) && whole_lines(row) &&
+         whole_lines(int64_t(reinterpret_cast<uintptr_t>(p.a.data))) &&
+         (row % kSetBytes != 0 || panels <= kFewPanels);
+}
+
 }  // namespace
 
 GemmRepair::GemmRepair(const Gemm& p, const GemmKernels& g, const PanelSource& b, int64_t rows,
@@ -105,6 +116,7 @@ GemmPipeline::GemmPipeline(const Gemm& p, const GemmKernels& g, const PanelSourc
       b_bytes_(g.prepared_panel_bytes(kc_max_)),
       one_block_(KW_ <= g.KC),
       prepares_(!g.reads_packed || b.direct),
+      rows_in_place_(reads_rows(p, g, cols_)),
       a_block_((rows_ + 1) *
                a_bytes_),  // the next block of K begins while the last panel is in use
       sums_((one_block_ ? 0 : rows_ * cols_) * tile_words_ * 4),
@@ -112,7 +124,6 @@ GemmPipeline::GemmPipeline(const Gemm& p, const GemmKernels& g, const PanelSourc
       edge_(b.makes_panels() ? (kc_max_ * g.NR + kPackSlack) * 4 : 0),
       prepared_(prepares_ ? 2 * b_bytes_ : 0) {
   if (g.exact) repair_.emplace(p, g, b, rows_, cols_);
-  for (int t : {0, 1}) tile_[t].data = tiles_.as<float>() + t * tile_words_;
   g.begin();
 }
 
@@ -122,6 +133,10 @@ GemmPipeline::~GemmPipeline() {
 
 int GemmPipeline::rows_of(int64_t r) const {
   return int(std::min<int64_t>(g_.MR, mc_ - r * g_.MR));
+}
+
+int GemmPipeline::columns_of(int64_t c) const {
+  return int(std::min<int64_t>(g_.NR, nt_ - c * g_.NR));
 }
 
 GemmPipeline::Step GemmPipeline::after(const Step& s) const {
@@ -134,6 +149,12 @@ char* GemmPipeline::panel_of_a(const Step& s, int64_t r) const {
   return a_block_.as<char>() + (s.block * rows_ + r) % (rows_ + 1) * a_bytes_;
 }
 
+TileRows GemmPipeline::rows_at(const Step& s, int64_t r) const {
+  if (!in_place(r)) return {panel_of_a(s, r), kLineBytes, g_.a_step};
+  const int64_t size = dtype_size(p_.a.dtype), at = row(r) * p_.a.row + s.k * g_.k_per_word;
+  return {static_cast<const char*>(p_.a.data) + at * size, p_.a.row * size, kLineBytes};
+}
+
 char* GemmPipeline::prepared(const Step& s) const {
   return prepared_.as<char>() + s.index % 2 * b_bytes_;
 }
@@ -143,14 +164,29 @@ const void* GemmPipeline::panel_of_b(const Step& s) {
   return b_.at(s.k, s.kc, column(s.c), p_.N, p_.K, g_, edge_.as<void>()).data;
 }
 
-float* GemmPipeline::sum_of(const Tile& t) const {
-  return one_block_ ? nullptr : sums_.as<float>() + (t.c * rows_ + t.r) * tile_words_;
+float* GemmPipeline::sum_of(int64_t r, int64_t c) const {
+  return sums_.as<float>() + (c * rows_ + r) * tile_words_;
+}
+
+// Where a tile goes: the first of several blocks of K are the sums so far; and where nothing is left to
+// be done, to the output.
+TileOut GemmPipeline::place(Tile& t, bool first) {
+  t.data = nullptr, t.sum = first ? nullptr : sum_of(t.r, t.c);
+  if (first && !t.last) return {sum_of(t.r, t.c), g_.NR};
+  const Matrix& out = p_.epilogue.out;
+  const bool whole = rows_of(t.r) == g_.MR && columns_of(t.c) == g_.NR;
+  if (first && whole && !repair_ && stores_sums(p_.epilogue)) {
+    float* const words = static_cast<float*>(const_cast<void*>(out.data));
+    return {words + row(t.r) * out.row + column(t.c), out.row};
+  }
+  t.data = spare(count_);
+  return {t.data, g_.NR};
 }
 
 // --- what is done beside a tile ------------------------------------------------------------------
 
 void GemmPipeline::add_rows(GemmAside& aside, const Step& s, int64_t r) const {
-  aside.rows = {p_.a, row(r), rows_of(r), s.k, s.kc, p_.K, panel_of_a(s, r)};
+  if (!in_place(r)) aside.rows = {p_.a, row(r), rows_of(r), s.k, s.kc, p_.K, panel_of_a(s, r)};
 }
 
 // Of the same panel, into the second cache.
@@ -181,9 +217,9 @@ void GemmPipeline::add_columns(GemmAside& aside, const Step& s, int64_t part) {
 }
 
 void GemmPipeline::add_finish(GemmAside& aside, Tile& t) const {
-  aside.tile = t.data, aside.sum = sum_of(t), aside.first = t.first;
+  aside.tile = t.data, aside.sum = t.sum;
   aside.i = row(t.r), aside.mr = rows_of(t.r);
-  aside.j = column(t.c), aside.nr = int(std::min<int64_t>(g_.NR, nt_ - t.c * g_.NR));
+  aside.j = column(t.c), aside.nr = columns_of(t.c);
   if (!t.last) return;
   aside.epilogue = &p_.epilogue, aside.store = g_.store;
   if (repair_) aside.unstored = &t.unstored;
@@ -194,8 +230,8 @@ CacheLines GemmPipeline::out_lines(const Tile& t) const {
   if (out.col != 1) return {};
   const int64_t size = dtype_size(out.dtype);
   const char* const data = static_cast<const char*>(out.data);
-  return {data + (row(t.r) * out.row + column(t.c)) * size, rows_of(t.r),
-          std::min<int64_t>(g_.NR, nt_ - t.c * g_.NR) * size, out.row * size};
+  return {data + (row(t.r) * out.row + column(t.c)) * size, rows_of(t.r), columns_of(t.c) * size,
+          out.row * size};
 }
 
 // --- the pipeline --------------------------------------------------------------------------------
@@ -209,7 +245,7 @@ void GemmPipeline::begin(const Step& s) {
     aside.columns = {panel.data, panel.ldb, s.kc, p_.K, panel.in_place, prepared(s)};
     aside.columns_to = round_up(s.kc, g_.k_step);
   }
-  g_.tile_beside(g_.MR, 0, nullptr, nullptr, tile_of(0).data, aside);
+  g_.tile_beside(g_.MR, 0, {}, nullptr, {spare(0), g_.NR}, aside);
 }
 
 // The largest |x| that the panels of A and B end with, as soon as they have been made.
@@ -227,10 +263,11 @@ void GemmPipeline::multiply(const Step& s, const void* b, int64_t r, const Step&
   if (repair_) read_largest(s, r);
   Tile& before = tile_of(count_ - 1);
   Tile& now = tile_of(count_);
-  now.r = r, now.c = s.c, now.first = s.k == 0, now.last = s.k + s.kc >= KW_;
+  now.r = r, now.c = s.c, now.last = s.k + s.kc >= KW_;
   now.unstored = repair_ && now.last ? repair_->rows_of(r, s.c) : 0;
+  const TileOut out = place(now, s.k == 0);
   GemmAside aside;
-  if (count_ > 0 && (before.last || !one_block_)) add_finish(aside, before);
+  if (before.data) add_finish(aside, before);
   if (s.c == 0 && r + 1 < rows_) {
     add_rows(aside, s, r + 1);
   } else if (next.exists && next.c == 0 && r + 1 == rows_) {
@@ -239,22 +276,23 @@ void GemmPipeline::multiply(const Step& s, const void* b, int64_t r, const Step&
   if (s.c == 0 && r + 2 < rows_) fetch_rows(aside, s, r + 2);
   add_columns(aside, next, r);
   if (now.last) aside.ahead[2] = out_lines(now);
-  g_.tile_beside(rows_of(r), s.kc, panel_of_a(s, r), b, now.data, aside);
-  if (count_ > 0) repair(before);
+  g_.tile_beside(rows_of(r), s.kc, rows_at(s, r), b, out, aside);
+  repair(before);
   ++count_;
 }
 
 void GemmPipeline::end() {
   Tile& t = tile_of(count_ - 1);
+  if (!t.data) return;
   GemmAside aside;
   add_finish(aside, t);
-  g_.tile_beside(g_.MR, 0, nullptr, nullptr, tile_of(count_).data, aside);
+  g_.tile_beside(g_.MR, 0, {}, nullptr, {spare(count_), g_.NR}, aside);
   repair(t);
 }
 
 void GemmPipeline::repair(const Tile& t) const {
   if (!t.last || !t.unstored) return;
-  const int mr = rows_of(t.r), nr = int(std::min<int64_t>(g_.NR, nt_ - t.c * g_.NR));
+  const int mr = rows_of(t.r), nr = columns_of(t.c);
   repair_->run(t.r, row(t.r), mr, t.c, column(t.c), t.data);
   for (int i = 0; i < mr; ++i) {
     if (!(t.unstored >> i & 1)) continue;

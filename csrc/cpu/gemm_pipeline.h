@@ -52,15 +52,19 @@ class GemmPipeline {
   };
   struct Tile {
     int64_t r, c;
-    bool first, last;  // block of K
-    float* data;
+    bool last;          // block of K
+    float* data;        // null: the tile is where it belongs
+    float* sum;         // of the blocks of K before, or null
     uint32_t unstored;  // rows that are left to the repair
   };
   Step after(const Step& s) const;
   int64_t row(int64_t r) const { return i0_ + r * g_.MR; }
   int64_t column(int64_t c) const { return j0_ + c * g_.NR; }
   int rows_of(int64_t r) const;
+  int columns_of(int64_t c) const;
 
+  bool in_place(int64_t r) const { return rows_in_place_ && rows_of(r) == g_.MR; }
+  TileRows rows_at(const Step& s, int64_t r) const;
   char* panel_of_a(const Step& s, int64_t r) const;
   char* prepared(const Step& s) const;
   const void* panel_of_b(const Step& s);
@@ -76,14 +80,16 @@ class GemmPipeline {
   void repair(const Tile& t) const;
   // Where the n-th tile is described: by turns, for to copy what has just been written would wait.
   Tile& tile_of(int64_t n) { return tile_[n & 1]; }
-  float* sum_of(const Tile& t) const;
+  float* sum_of(int64_t r, int64_t c) const;
+  float* spare(int64_t n) const { return tiles_.as<float>() + (n & 1) * tile_words_; }
+  TileOut place(Tile& t, bool first);
 
   const Gemm& p_;
   const GemmKernels& g_;
   const PanelSource& b_;
   const int64_t i0_, mc_, j0_, nt_;
   const int64_t KW_, rows_, cols_, tile_words_, kc_max_, a_bytes_, b_bytes_;
-  const bool one_block_, prepares_;
+  const bool one_block_, prepares_, rows_in_place_;
   const Scratch a_block_, sums_, tiles_, edge_, prepared_;
   std::optional<GemmRepair> repair_;
   PanelSource::Panel next_;  // what is being prepared

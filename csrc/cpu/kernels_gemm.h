@@ -32,12 +32,14 @@ struct Epilogue {
   Matrix out{nullptr, DType::other, 0, 0};
 };
 
-// Whether finished sums are the output, word by word.
-inline bool stores_sums(const Epilogue& e) {
-  if (e.out.col != 1) return false;
-  if (e.out.dtype == DType::s32) return true;
-  return e.out.dtype == DType::f32 && !e.scale_a && e.alpha == 1.0f && !e.bias &&
+// Whether finished sums are the output but for their rounding; and word by word.
+inline bool only_rounds(const Epilogue& e) {
+  return e.out.col == 1 && !e.scale_a && e.alpha == 1.0f && !e.bias &&
          e.activation == Activation::none && !e.residual.data;
+}
+inline bool stores_sums(const Epilogue& e) {
+  if (e.out.dtype == DType::s32) return e.out.col == 1;
+  return e.out.dtype == DType::f32 && only_rounds(e);
 }
 
 // What tw.explain and tw.stats call a kernel, by where B comes from. Literals: counted by address.
@@ -72,11 +74,10 @@ struct ColumnPanel {
 // What can be done while matrix units multiply a tile: the tile before is finished, the next panels
 // of A and B are made, and what is soon read is fetched. Each may be absent (null).
 struct GemmAside {
-  // Rows of the tile before join the sums of the blocks of K before (none: `first`), or replace them;
-  // where there is an epilogue they are complete: they stay in `tile`, and are stored.
+  // The tile before: added to `sum`, of the blocks of K before. Where there is an epilogue it is
+  // complete with that (null: as it is), stays in `tile`, and is stored.
   void* tile = nullptr;
-  void* sum = nullptr;  // null where there is one block of K
-  bool first = false;
+  void* sum = nullptr;
   const Epilogue* epilogue = nullptr;
   void (*store)(const void* tile, int64_t i, int mr, int64_t j, int nr,
                 const Epilogue& e) = nullptr;
@@ -88,6 +89,14 @@ struct GemmAside {
   ColumnPanel columns;  // these words of it, multiples of k_step
   int64_t columns_from = 0, columns_to = 0;
   CacheLines ahead[3];  // of A, of B, and where this tile will be stored
+};
+
+constexpr int64_t kLineBytes = 64;  // of a row of A in a step
+
+// A panel of A as tiles load it: bytes between its rows, and between its steps of K.
+struct TileRows {
+  const void* data;
+  int64_t row, step;
 };
 
 // Where the sums of a tile go: to rows `row` words apart, added to those of the blocks of K before,
@@ -146,8 +155,10 @@ struct GemmKernels {
   bool reads_packed =
       false;  // `tile` reads packed panels as they are: only those in place are prepared
   // `tile`, with the rest between its instructions; the rest alone where kc is 0.
-  void (*tile_beside)(int mr, int64_t kc, const void* a, const void* b, void* tile,
+  void (*tile_beside)(int mr, int64_t kc, const TileRows& a, const void* b, const TileOut& out,
                       const GemmAside& aside) = nullptr;
+  int64_t a_step = 0;       // bytes of a step of A's panel, in lines of kLineBytes
+  bool reads_rows = false;  // whole steps of whole panels of A are read where they are, too
   // Around a task, on its thread: the units' own state.
   void (*begin)() = nullptr;
   void (*end)() = nullptr;

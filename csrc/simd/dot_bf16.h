@@ -17,6 +17,16 @@ TW_INLINE Vec add_dot_bf16(Vec acc, VecU a, VecU b) {
 TW_INLINE VecU round_beside(Vec first, Vec second) {
   return (VecU)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
+// Two vectors of numbers below 2^16 as 32 halves in order, if they were put into this order before.
+TW_INLINE void order_for_pack(VecU left, VecU right, VecU& a, VecU& b) {
+  const __m512i first = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
+  const __m512i second = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+  a = (VecU)_mm512_permutex2var_epi64((__m512i)left, first, (__m512i)right);
+  b = (VecU)_mm512_permutex2var_epi64((__m512i)left, second, (__m512i)right);
+}
+TW_INLINE VecU pack_halves(VecU a, VecU b) {
+  return (VecU)_mm512_packus_epi32((__m512i)a, (__m512i)b);
+}
 // The first and the last 16 of 32 bfloat16 as floats.
 TW_INLINE Vec widen_lower(VecU line) {
   uint16_t half __attribute__((vector_size(32)));

@@ -66,16 +66,16 @@ void prepare_bytes(const ColumnPanel& p, int64_t from, int64_t end) {
 // --- a . b ---------------------------------------------------------------------------------------
 
 template <Words w, bool both, class Work>
-TW_INLINE void step(const char* a, const char* b, Work& beside) {
+TW_INLINE void step(const char* a, int64_t row, const char* b, Work& beside) {
   constexpr int64_t line = NR * 4;
   load_tile<6>(b, line);
-  stream_tile<4>(a, 64);
+  stream_tile<4>(a, row);
   multiply_tiles<w, 0, 4, 6>();
   load_tile<7>(b + 64, line);
   multiply_tiles<w, 1, 4, 7>();
   beside.next_part();
   if constexpr (both) {
-    stream_tile<5>(a + kTileBytes, 64);
+    stream_tile<5>(a + kTileLines * row, row);
     multiply_tiles<w, 2, 5, 6>();
     multiply_tiles<w, 3, 5, 7>();
   }
@@ -83,27 +83,29 @@ TW_INLINE void step(const char* a, const char* b, Work& beside) {
 
 // `lines` of B, of which the last step may lack some.
 template <Words w, bool both, class Work>
-TW_INLINE void multiply(int64_t lines, const char* a, const char* b, char* out, Work& beside) {
+TW_INLINE void multiply(int64_t lines, const TileRows& rows, const char* b, const TileOut& out,
+                        Work& beside) {
+  auto a = static_cast<const char*>(rows.data);
+  const int64_t row = rows.row, next = rows.step;
   clear_sums<both>();
-  for (; lines >= kTileLines; lines -= kTileLines, a += kStepBytes, b += kStepBytes) {
-    step<w, both>(a, b, beside);
+  for (; lines >= kTileLines; lines -= kTileLines, a += next, b += kStepBytes) {
+    step<w, both>(a, row, b, beside);
   }
   if (lines > 0) {
     alignas(64) char padded[kStepBytes] = {};
     memcpy(padded, b, size_t(lines) * NR * 4);
-    step<w, both>(a, padded, beside);
+    step<w, both>(a, row, padded, beside);
   }
-  store_sums<both>(out);
+  store_sums<both>(static_cast<char*>(out.data), out.row * 4);
   beside.rest();
 }
 
 template <Words w, class Work>
-TW_INLINE void multiply(int mr, int64_t lines, const void* a, const void* b, void* out,
+TW_INLINE void multiply(int mr, int64_t lines, const TileRows& a, const void* b, const TileOut& out,
                         Work& beside) {
-  const auto pa = static_cast<const char*>(a), pb = static_cast<const char*>(b);
-  const auto pt = static_cast<char*>(out);
-  mr > kTileLines ? multiply<w, true>(lines, pa, pb, pt, beside)
-                  : multiply<w, false>(lines, pa, pb, pt, beside);
+  const auto pb = static_cast<const char*>(b);
+  mr > kTileLines ? multiply<w, true>(lines, a, pb, out, beside)
+                  : multiply<w, false>(lines, a, pb, out, beside);
 }
 
 int64_t steps_of(int64_t lines) {
@@ -194,13 +196,13 @@ void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K
 
 // --- both, with the rest between -----------------------------------------------------------------
 
-void multiply_bf16(int mr, int64_t kc, const void* a, const void* b, void* out,
+void multiply_bf16(int mr, int64_t kc, const TileRows& a, const void* b, const TileOut& out,
                    const GemmAside& aside) {
   Beside<Vec, pack_rows<uint16_t>, prepare_bf16, 1> beside(aside, steps_of(kc));
   multiply<Words::bf16>(mr, kc, a, b, out, beside);
 }
 template <Words w>
-void multiply_bytes(int mr, int64_t kc, const void* a, const void* b, void* out,
+void multiply_bytes(int mr, int64_t kc, const TileRows& a, const void* b, const TileOut& out,
                     const GemmAside& aside) {
   const int64_t lines = (kc + 1) / 2;
   Beside<VecU, pack_rows<uint8_t>, prepare_bytes, 2> beside(aside, steps_of(lines));
@@ -208,11 +210,11 @@ void multiply_bytes(int mr, int64_t kc, const void* a, const void* b, void* out,
 }
 
 void tile_bf16(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
-  multiply_bf16(mr, kc, a, b, out.data, {});
+  multiply_bf16(mr, kc, {a, kLineBytes, kStepBytes}, b, out, {});
 }
 template <Words w>
 void tile_bytes(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
-  multiply_bytes<w>(mr, kc, a, b, out.data, {});
+  multiply_bytes<w>(mr, kc, {a, kLineBytes, kStepBytes}, b, out, {});
 }
 
 template <Words w>
@@ -221,7 +223,7 @@ GemmKernels bytes_kernels(const GemmKernels& pairs) {
   g.names = {"gemm_s8_tiles", "gemm_s8_tiles_packed", "gemm_s8_tiles_in_place", nullptr};
   g.units = kTileUnits;
   g.MR = MR, g.KC = 512, g.MC = 256, g.NT = 1024;
-  g.a_bytes = 2, g.k_step = 32;
+  g.a_bytes = 2, g.k_step = 32, g.a_step = kStepBytes, g.reads_rows = true;
   g.tile = tile_bytes<w>, g.tile_beside = multiply_bytes<w>, g.pack_a = pack_a<uint8_t>,
   g.pack_rows = pack_rows<uint8_t>;
   g.prepare = prepare_bytes, g.prepared_bytes = 2;
@@ -234,7 +236,7 @@ GemmKernels bytes_kernels(const GemmKernels& pairs) {
 void fill_gemm_amx(KernelTable& table) {
   GemmKernels& g = table.gemm_bf16;
   g.MR = MR, g.KC = 256, g.MC = 256, g.NT = 1024;
-  g.k_step = 16;
+  g.k_step = 16, g.a_step = kStepBytes, g.reads_rows = true;
   g.tile = tile_bf16, g.tile_beside = multiply_bf16, g.pack_a = pack_a<uint16_t>,
   g.pack_rows = pack_rows<uint16_t>;
   g.prepare = prepare_bf16, g.prepared_bytes = 4, g.reads_packed = true;

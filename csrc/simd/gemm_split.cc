@@ -214,28 +214,28 @@ TW_INLINE void step(const char* a, const char* b, Work& beside) {
 }
 
 template <int TermsA, int TermsB, bool both>
-void multiply(int64_t kc, const char* a, const char* b, char* out, const GemmAside& aside) {
+void multiply(int64_t kc, const char* a, const char* b, const TileOut& out,
+              const GemmAside& aside) {
   Beside<Vec, pack_rows<TermsA>, prepare<TermsB>, 2> beside(aside, 2 * steps_of(kc));
   clear_sums<both>();
   for (int64_t k = 0; k < kc; k += kStep, a += TermsA * kTermBytes, b += TermsB * kTermBytes) {
     step<TermsA, TermsB, both>(a, b, beside);
   }
-  store_sums<both>(out);
+  store_sums<both>(static_cast<char*>(out.data), out.row * 4);
   beside.rest();
 }
 
 template <int TermsA, int TermsB>
-void tile_beside(int mr, int64_t kc, const void* a, const void* b, void* out,
+void tile_beside(int mr, int64_t kc, const TileRows& a, const void* b, const TileOut& out,
                  const GemmAside& aside) {
-  const auto pa = static_cast<const char*>(a), pb = static_cast<const char*>(b);
-  const auto pt = static_cast<char*>(out);
-  mr > kTileLines ? multiply<TermsA, TermsB, true>(kc, pa, pb, pt, aside)
-                  : multiply<TermsA, TermsB, false>(kc, pa, pb, pt, aside);
+  const auto pa = static_cast<const char*>(a.data), pb = static_cast<const char*>(b);
+  mr > kTileLines ? multiply<TermsA, TermsB, true>(kc, pa, pb, out, aside)
+                  : multiply<TermsA, TermsB, false>(kc, pa, pb, out, aside);
 }
 
 template <int TermsA, int TermsB>
 void tile(int mr, int64_t kc, const void* a, const void* b, int64_t, const TileOut& out) {
-  tile_beside<TermsA, TermsB>(mr, kc, a, b, out.data, {});
+  tile_beside<TermsA, TermsB>(mr, kc, {a, kLineBytes, TermsA * kTermBytes}, b, out, {});
 }
 
 template <int TermsA, int TermsB>
@@ -244,7 +244,7 @@ GemmKernels kernels(const KernelTable& table, const GemmNames& names) {
   g.names = names, g.units = kTileUnits;
   g.MR = MR, g.MC = 256, g.NT = 1024;
   g.a_bytes = 2 * TermsA, g.prepared_bytes = 2 * TermsB;
-  g.k_step = kStep;
+  g.k_step = kStep, g.a_step = TermsA * kTermBytes;
   g.tile = tile<TermsA, TermsB>, g.tile_beside = tile_beside<TermsA, TermsB>;
   g.pack_a = pack_a<TermsA>, g.pack_rows = pack_rows<TermsA>;
   g.prepare = prepare<TermsB>;

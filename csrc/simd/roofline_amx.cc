@@ -24,7 +24,7 @@ float multiply(int64_t steps) {
   clear_tile<4>(), clear_tile<5>(), clear_tile<6>(), clear_tile<7>();
   for (int64_t i = 0; i < steps; ++i) multiply_all<w, true>();
   alignas(64) float sums[32 * 32];
-  store_sums<true>(reinterpret_cast<char*>(sums));
+  store_sums<true>(reinterpret_cast<char*>(sums), 128);
   end_tiles();
   return sums[0];
 }

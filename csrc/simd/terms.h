@@ -13,16 +13,45 @@ TW_INLINE int64_t round_to_step(int64_t k) {
 }
 
 #if defined(ISA_amx)
-// first and second as sums of terms, pairs of which make a word. What two terms leave of 24 bits is
-// a bfloat16 already.
+constexpr uint32_t kUpper = 0xffff0000u;
+
+// first and second as sums of terms, pairs of which make a word, by integer operations alone: ties go
+// away from zero. Three terms hold all 24 bits whichever way those go, and what two leave of them is a
+// bfloat16 already; a NaN whose bits wrap to a zero in the first two is one in the third. Fewer terms
+// feel a tie in the last. (The instruction for pairs takes two to three cycles, and one to put them in
+// order.)
+template <int Terms>
+TW_INLINE void split_fast(Vec first, Vec second, VecU (&pairs)[Terms]) {
+  for (int t = 0; t < Terms; ++t) {
+    const bool exact = t == 2;  // a bfloat16 already
+    const VecU a = exact ? (VecU)first : (VecU)first + 0x8000u;
+    const VecU b = exact ? (VecU)second : (VecU)second + 0x8000u;
+    pairs[t] = a >> 16 | (b & kUpper);
+    if (t + 1 == Terms) return;
+    first = first - (Vec)(a & kUpper);
+    second = second - (Vec)(b & kUpper);
+  }
+}
+
+// The same three terms of 16 elements along K and the next 16, as lines of a left operand.
+TW_INLINE void store_line_exactly(Vec left, Vec right, char* to) {
+  VecU a, b;
+  order_for_pack((VecU)left, (VecU)right, a, b);
+#pragma GCC unroll 3
+  for (int t = 0; t < 3; ++t) {
+    const VecU x = t == 2 ? a : a + 0x8000u, y = t == 2 ? b : b + 0x8000u;
+    const VecU line = pack_halves(x >> 16, y >> 16);
+    memcpy(to + t * kTermBytes, &line, sizeof line);
+    a = (VecU)((Vec)a - (Vec)(x & kUpper));
+    b = (VecU)((Vec)b - (Vec)(y & kUpper));
+  }
+}
+
+// The same, ties to even.
 template <int Terms>
 TW_INLINE void split(Vec first, Vec second, VecU (&pairs)[Terms]) {
-  constexpr uint32_t kUpper = 0xffff0000u;
+  if constexpr (Terms == 3) return split_fast(first, second, pairs);
   for (int t = 0; t < Terms; ++t) {
-    if (t == 2) {
-      pairs[t] = (VecU)first >> 16 | ((VecU)second & kUpper);
-      return;
-    }
     pairs[t] = round_pairs(first, second);
     first = first - (Vec)(pairs[t] << 16);
     second = second - (Vec)(pairs[t] & kUpper);
@@ -32,6 +61,7 @@ TW_INLINE void split(Vec first, Vec second, VecU (&pairs)[Terms]) {
 // 16 elements along K and the next 16 as a line of a left operand, a term every kTermBytes.
 template <int Terms>
 TW_INLINE void store_line(Vec left, Vec right, char* to) {
+  if constexpr (Terms == 3) return store_line_exactly(left, right, to);
 #pragma GCC unroll 3
   for (int t = 0; t < Terms; ++t) {
     const VecU line = round_beside(left, right);
@@ -39,23 +69,6 @@ TW_INLINE void store_line(Vec left, Vec right, char* to) {
     if (t + 1 == Terms) return;
     left = left - widen_lower(line);
     right = right - widen_upper(line);
-  }
-}
-
-// The same of numbers that are not negative or not many, by integer operations alone: ties go away
-// from zero, which a last term alone can feel. (The instruction for pairs takes two cycles and one to
-// put them in order.)
-template <int Terms>
-TW_INLINE void split_fast(Vec first, Vec second, VecU (&pairs)[Terms]) {
-  constexpr uint32_t kUpper = 0xffff0000u;
-  for (int t = 0; t < Terms; ++t) {
-    const bool exact = t == 2;  // a bfloat16 already
-    const VecU a = exact ? (VecU)first : (VecU)first + 0x8000u;
-    const VecU b = exact ? (VecU)second : (VecU)second + 0x8000u;
-    pairs[t] = a >> 16 | (b & kUpper);
-    if (t + 1 == Terms) return;
-    first = first - (Vec)(a & kUpper);
-    second = second - (Vec)(b & kUpper);
   }
 }
 

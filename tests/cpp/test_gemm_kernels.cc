@@ -215,8 +215,9 @@ void add(DType t, const Guarded& tile, const Guarded& sum, int count) {
   t == DType::s32 ? add_as<int32_t>(tile, sum, count) : add_as<float>(tile, sum, count);
 }
 
-// All of an aside beside a tile, against each alone. ta, tb: of the matrices; t: of the output.
-void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, bool last) {
+// All of an aside beside a tile, against each alone. ta, tb: of the matrices; t: of the output, of nr
+// columns.
+void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, int nr, bool last) {
   const DType sum_type = tb == DType::s8 ? DType::s32 : DType::f32;
   const int64_t tile_bytes = int64_t(g.MR) * g.NR * 4;
   for (const int64_t kc : {int64_t(0), int64_t(1), int64_t(g.k_step) + 1, int64_t(g.KC)}) {
@@ -230,8 +231,8 @@ void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, bool last) 
     for (const Guarded* x : {&sum, &want_sum}) fill(*x, tile_bytes, 4);
     for (const Guarded* x : {&next_a, &want_a}) fill(*x, a_bytes, 5);
     for (const Guarded* x : {&next_b, &want_b}) fill(*x, b_bytes, 5);
-    const int mr = g.MR - 1, nr = g.NR;
-    const Source rows(ta, mr, K, Layout::rows, 1), columns(tb, K, nr, Layout::rows, 2);
+    const int mr = g.MR - 1;
+    const Source rows(ta, mr, K, Layout::rows, 1), columns(tb, K, g.NR, Layout::rows, 2);
     const Source out(t, mr, nr, Layout::rows, 6), want_out(t, mr, nr, Layout::rows, 6);
 
     Epilogue e;
@@ -246,7 +247,7 @@ void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, bool last) 
       std::memcpy(want_sum.as<char>() + done, sum.as<char>() + done, size_t(tile_bytes - done));
     }
     g.pack_a(rows.matrix, 0, mr, 0, kc, K, want_a.as<void>());
-    prepare(g, {columns.matrix.data, nr, kc, K, true, want_b.as<void>()});
+    prepare(g, {columns.matrix.data, g.NR, kc, K, true, want_b.as<void>()});
     multiply(g, g.MR, kc, a.as<void>(), b.as<void>(), want.as<void>());
 
     e.out = out.matrix;
@@ -255,11 +256,12 @@ void check_beside(const GemmKernels& g, DType ta, DType tb, DType t, bool last) 
     if (last) aside.epilogue = &e;
     aside.store = g.store, aside.mr = mr, aside.nr = nr;
     aside.rows = {rows.matrix, 0, mr, 0, kc, K, next_a.as<void>()};
-    aside.columns = {columns.matrix.data, nr, kc, K, true, next_b.as<void>()};
+    aside.columns = {columns.matrix.data, g.NR, kc, K, true, next_b.as<void>()};
     aside.columns_to = (kc + g.k_step - 1) / g.k_step * g.k_step;
     aside.ahead[0] = {a.as<char>(), 1, a_bytes, a_bytes};
     g.begin();
-    g.tile_beside(g.MR, kc, a.as<void>(), b.as<void>(), tile.as<void>(), aside);
+    g.tile_beside(g.MR, kc, {a.as<void>(), kLineBytes, g.a_step}, b.as<void>(),
+                  {tile.as<void>(), g.NR}, aside);
     g.end();
     CHECK(same(tile, want, tile_bytes));
     CHECK(same(before, want_before, tile_bytes));
@@ -473,7 +475,8 @@ TEST(work_beside_a_tile_is_done) {
   test::for_each_level([](const KernelTable& table) {
     for (const bool last : {false, true}) {
       const auto check = [&](const GemmKernels& g, DType ta, DType tb, DType t) {
-        if (g.tile_beside) check_beside(g, ta, tb, t, last);
+        if (!g.tile_beside) return;
+        for (const int nr : {g.NR, g.NR - 1}) check_beside(g, ta, tb, t, nr, last);
       };
       check(table.gemm_bf16, DType::bf16, DType::bf16, DType::bf16);
       check(table.gemm_s8_once, DType::s8, DType::s8, DType::s32);
