@@ -92,7 +92,7 @@ def spaced(a, row, offset, fill):
     return view
 
 
-@pytest.mark.parametrize(("K", "N"), [(64, 16), (512, 96), (1088, 600)])
+@pytest.mark.parametrize(("K", "N"), [(40, 48), (64, 16), (512, 96), (1088, 600)])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 def test_matmul_rows_wherever_they_lie(K, N, kind, rng, isa):
     """Rows that tiles load where they are, and rows that are packed: aligned or not, pages apart or
@@ -107,7 +107,7 @@ def test_matmul_rows_wherever_they_lie(K, N, kind, rng, isa):
     product = tw.int8_matmul if integers else tw.matmul
     fill = 101 if integers else np.nan
     want = product(a, b)
-    for row in (K, K + 1, K + 64, K + 96, -(-K // 2048) * 2048):
+    for row in (K, K + 1, K + 24, K + 64, K + 96, -(-K // 2048) * 2048):
         for offset in (0, 1, 64):
             got = product(spaced(a, row, offset, fill), b)
             assert harness.same_bits(got, want), (row, offset)

@@ -84,12 +84,13 @@ void pack_columns(const Matrix& b, int64_t K, int64_t jc, int64_t nc, const Gemm
   }
 }
 
-// Kernels that prepare panels read the matrix anyway, once for each block of rows: two blocks of the
-// wide rows of float32, or one of narrower ones, cost less than to put the panels in one piece.
+// Kernels that prepare panels read the matrix anyway, once for each block of rows: up to two of them cost
+// less than to put the panels in one piece, beside tiles; elsewhere one.
 bool reads_in_place(const Gemm& p, const GemmKernels& g) {
   if (p.packed || p.b.col != 1) return false;
   if (g.prepare) {
-    return g.k_per_word > 1 ? p.M <= g.MC : p.b.dtype == DType::f32 && p.M <= 2 * g.MC;
+    const int blocks = g.tile_beside ? 2 : 1;
+    return p.M <= blocks * g.MC && (g.k_per_word > 1 || p.b.dtype == DType::f32);
   }
   if (p.b.dtype != DType::f32 || g.k_per_word != 1) return false;
   return p.M <= kFewRows || p.K * p.N <= kSmallWords;

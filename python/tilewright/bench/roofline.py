@@ -143,7 +143,7 @@ def _arithmetic(threads: int, seconds: float) -> tuple[float, float, float]:
     tasks = 8 * threads
     return (
         _best(lambda: _core.roofline_multiply_add(tasks, 20_000), seconds),
-        _best(lambda: _core.roofline_multiply_add_bf16(tasks, 2_000), seconds),
+        _best(lambda: _core.roofline_multiply_add_bf16(tasks, 10_000), seconds),
         _best(lambda: _core.roofline_multiply_add_int8(tasks, 20_000), seconds),
     )
 
