@@ -9,7 +9,8 @@
 // The units work for hundreds of cycles on a few instructions, and the core could do the rest in
 // that time; but what stands behind a tile in the program waits until its sums are stored. So the
 // rest goes between the tile's own instructions (GemmAside), and is work on other data: the tile
-// before and the panels after. A's panels are packed while the first panel of B meets them. What is
+// before and the panels after. A's panels are packed while the first panel of B meets them, or are
+// loaded where they are. A tile that needs no more goes straight to where it belongs. What is
 // left outside is the first panel of each and the last tile.
 #include "cpu/gemm_pipeline.h"
 

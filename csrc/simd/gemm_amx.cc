@@ -1,6 +1,7 @@
 // bfloat16 and int8 GEMM on AMX:  tile (32, 32) = sum over k of a[k][i] . b[k][j]
 //
-//   A's panel, step by step of 64 bytes of K:   rows 0-15 | rows 16-31     (16 lines of 64 bytes each)
+//   A's panel, step by step of 64 bytes of K:   rows 0-15 | rows 16-31     (16 lines of 64 bytes each);
+//                                               or the matrix's own rows, where these are whole lines
 //   B's panel (kc, 32) in words of 4 bytes:     a step is 16 lines; columns 0-15 and 16-31 of a line
 //                                               are two tiles 64 bytes apart
 //
@@ -14,10 +15,14 @@
 //            2 MB; B is read from the third MC rows at a time,
 //            2 / MC bytes a multiply-add
 //
+// What a core gives depends on the current it may draw: a product of tiles of numbers takes 7 ns with
+// its loads hidden behind it, or 17 to 35 with each load 10 ns on top, while everything else goes on as
+// before. So other work belongs between tile instructions, and loads are what is worth saving.
+//
 // Words: packed bfloat16 are the pairs along K of simd/gemm_bf16.cc, for this level as for the one
 // below, and are multiplied as they are. Packed int8 keep the pairs of simd/qgemm_kernel.cc in memory;
 // two lines of them become one of four bytes a word on the way into the first cache, once for each
-// block of rows. So do the matrix's own rows, of either type, where there is one block of rows.
+// block of rows. So do the matrix's own rows, of either type, where there are up to two of them.
 //
 // Numerics: bfloat16 products are exact in float32 and added to the sum two at a time, k ascending;
 // subnormal inputs count as zero and subnormal sums become zero, as the instruction has it. One
