@@ -5,13 +5,15 @@
 //   4 bits                                            columns = the axis of the pairs
 //
 // What is left over is walked matrix by matrix. A block of rows x columns is one task; a maximum
-// does not depend on the order in which it is taken, so neither do the bits.
+// does not depend on the order in which it is taken, so neither do the bits. Maxima first, then the
+// integers: block by block where a block's rows are whole, else after all maxima.
 #include "cpu/quantize.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <span>
 
 #include "core/dtype.h"
 #include "core/parallel.h"
@@ -23,6 +25,7 @@ namespace {
 
 constexpr int64_t kRows = 64;          // rows of a task: whole vectors where lanes are rows
 constexpr int64_t kColumns = 1 << 14;  // with kRows about 1 ms
+constexpr int64_t kShort = 256;        // of shorter rows, as groups are, a task has more
 
 int64_t blocks(int64_t n, int64_t size) {
   return (n + size - 1) / size;
@@ -46,7 +49,10 @@ struct Grid {
     return n;
   }
   int64_t elements() const { return matrices() * rows.extent * cols.extent; }
-  int64_t row_blocks() const { return blocks(rows.extent, kRows); }
+  int64_t height() const {  // of a task
+    return kRows * std::max<int64_t>(1, kShort / std::max<int64_t>(1, cols.extent));
+  }
+  int64_t row_blocks() const { return blocks(rows.extent, height()); }
   int64_t col_blocks() const { return blocks(cols.extent + skipped, kColumns); }
 };
 
@@ -111,15 +117,15 @@ Matrix nibbles(const View& v, const Grid& grid, int64_t index, int64_t i, int64_
 template <class Body>
 void for_blocks(const Grid& grid, double ns_per_element, const Body& body) {
   const int64_t row_blocks = grid.row_blocks(), col_blocks = grid.col_blocks();
-  const int64_t matrices = grid.matrices();
+  const int64_t matrices = grid.matrices(), height = grid.height();
   const double work = double(grid.elements()) * ns_per_element;
   const double per_matrix =
       100 + work / double(std::max<int64_t>(1, row_blocks * col_blocks * matrices));
   parallel_for(row_blocks * col_blocks, work, [&](int64_t t) {
-    const int64_t i = t % row_blocks * kRows, end = (t / row_blocks + 1) * kColumns - grid.skipped;
+    const int64_t i = t % row_blocks * height, end = (t / row_blocks + 1) * kColumns - grid.skipped;
     const int64_t j = std::max<int64_t>(end - kColumns, 0);
     for (int64_t m = 0; m < matrices; ++m) {
-      body(m, i, std::min(kRows, grid.rows.extent - i), j, std::min(end, grid.cols.extent) - j);
+      body(m, i, std::min(height, grid.rows.extent - i), j, std::min(end, grid.cols.extent) - j);
       poll_after(per_matrix);
     }
   });
@@ -132,21 +138,27 @@ float smaller(float a, float b) {
   return a < b || a != a ? a : b;
 }
 
-// found[i] of every row, folded over all matrices and columns: kernel(block, rows, cols, found).
-template <class Kernel, class Pick>
-void fold_rows(const View& x, const Grid& grid, float start, const Kernel& kernel, const Pick& pick,
-               float* found) {
+// A number found for each row: folded from its start by a kernel, and from parts of a row by pick.
+struct Fold {
+  void (*kernel)(const Matrix& x, int64_t rows, int64_t cols, float* found);
+  float start;
+  float (*pick)(float, float);
+  float* found;
+};
+
+// Over all matrices and columns.
+void fold_rows(const View& x, const Grid& grid, const Fold& fold) {
   const int64_t rows = grid.rows.extent, col_blocks = grid.col_blocks();
   const Scratch scratch(product_of({rows, col_blocks, 4}));  // (col_blocks, rows)
   const auto partial = scratch.as<float>();
-  std::fill(partial, partial + rows * col_blocks, start);
+  std::fill(partial, partial + rows * col_blocks, fold.start);
   for_blocks(grid, 0.1, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
-    kernel(block(x, grid, &Axis::floats, m, i, j), mr, nc,
-           partial + (j + grid.skipped) / kColumns * rows + i);
+    fold.kernel(block(x, grid, &Axis::floats, m, i, j), mr, nc,
+                partial + (j + grid.skipped) / kColumns * rows + i);
   });
-  std::fill(found, found + rows, start);
+  std::fill(fold.found, fold.found + rows, fold.start);
   for (int64_t t = 0; t < rows * col_blocks; ++t) {
-    found[t % rows] = pick(found[t % rows], partial[t]);
+    fold.found[t % rows] = fold.pick(fold.found[t % rows], partial[t]);
   }
 }
 
@@ -166,10 +178,10 @@ float scale_of(float range, float levels) {
 namespace {
 
 // One for all rows, in place; also where there are no rows.
-template <class Pick>
-void share(float* found, int64_t rows, float start, const Pick& pick) {
-  for (int64_t i = 0; i < rows; ++i) start = pick(start, found[i]);
-  std::fill(found, found + std::max<int64_t>(rows, 1), start);
+void share(const Fold& fold, int64_t rows) {
+  float all = fold.start;
+  for (int64_t i = 0; i < rows; ++i) all = fold.pick(all, fold.found[i]);
+  std::fill(fold.found, fold.found + std::max<int64_t>(rows, 1), all);
 }
 
 // A number for each row into the array that keeps them, or the one that all rows share.
@@ -189,26 +201,17 @@ void quantize(const View& x, const Integers& q, const QuantizeKernels& kernels) 
   const int64_t bytes = product_of({count, 4});
   const Scratch scratch(bytes), scratch_low(bytes), scratch_high(bytes);
   const auto scales = scratch.as<float>(), low = scratch_low.as<float>();
+  const auto high = q.offset ? scratch_high.as<float>() : scales;
   const float top = float((1 << (q.bits - (q.offset ? 0 : 1))) - 1);
-  if (q.offset) {
-    const auto high = scratch_high.as<float>();
-    const float start = x.size() ? std::numeric_limits<float>::infinity() : 0.0f;
-    fold_rows(x, grid, start, kernels.low, smaller, low);
-    fold_rows(x, grid, -start, kernels.high, larger, high);
-    if (q.axis < 0) {
-      share(low, rows, start, smaller);
-      share(high, rows, -start, larger);
-    }
-    for (int64_t i = 0; i < count; ++i) scales[i] = scale_of(high[i] - low[i], top);
-  } else {
-    fold_rows(x, grid, 0.0f, kernels.amax, larger, scales);
-    if (q.axis < 0) share(scales, rows, 0.0f, larger);
-    for (int64_t i = 0; i < count; ++i) scales[i] = scale_of(scales[i], top);
-  }
-  keep(scales, rows, q.scale);
-  if (q.offset) keep(low, rows, q.offset);
+  const float start = x.size() ? std::numeric_limits<float>::infinity() : 0.0f;
+  const Fold magnitude{kernels.amax, 0.0f, larger, scales};
+  const Fold range[] = {{kernels.low, start, smaller, low}, {kernels.high, -start, larger, high}};
+  const std::span<const Fold> folds = q.offset ? std::span(range) : std::span(&magnitude, 1);
   const Levels levels{q.offset ? 0.0f : -top, top};
-  for_blocks(grid, 0.2, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+  const auto set_scales = [&](int64_t i, int64_t n) {
+    for (; n > 0; --n, ++i) scales[i] = scale_of(q.offset ? high[i] - low[i] : scales[i], top);
+  };
+  const auto round = [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
     const Matrix from = block(x, grid, &Axis::floats, m, i, j);
     const float* const offsets = q.offset ? low + i : nullptr;
     if (q.bits == 8) {
@@ -218,7 +221,27 @@ void quantize(const View& x, const Integers& q, const QuantizeKernels& kernels) 
       kernels.quantize_nibbles(from, mr, nc, scales + i, offsets, levels,
                                nibbles(q.data, grid, m, i, j), q.high_first && j == 0);
     }
-  });
+  };
+  if (q.axis >= 0 && grid.matrices() == 1 && grid.col_blocks() == 1) {
+    // A task's rows are whole: it rounds them while they are in L2.
+    for_blocks(grid, 0.3, [&](int64_t m, int64_t i, int64_t mr, int64_t j, int64_t nc) {
+      for (const Fold& fold : folds) {
+        std::fill(fold.found + i, fold.found + i + mr, fold.start);
+        fold.kernel(block(x, grid, &Axis::floats, m, i, j), mr, nc, fold.found + i);
+      }
+      set_scales(i, mr);
+      round(m, i, mr, j, nc);
+    });
+  } else {
+    for (const Fold& fold : folds) {
+      fold_rows(x, grid, fold);
+      if (q.axis < 0) share(fold, rows);
+    }
+    set_scales(0, count);
+    for_blocks(grid, 0.2, round);
+  }
+  keep(scales, rows, q.scale);
+  if (q.offset) keep(low, rows, q.offset);
 }
 
 void dequantize(const Integers& q, const View& out, const QuantizeKernels& kernels) {

@@ -69,16 +69,24 @@ struct Parts {
   }
   int64_t groups() const { return (like.shape[along] + group - 1) / group; }
 
-  // body(part of floats, its integers) for each group, or for the whole. One after the other: groups
-  // of odd size share bytes of 4 bits.
+  // body(part of floats, its integers) for the whole, whose rows are groups where memory allows it; else
+  // for each group, one after the other: those of odd size share bytes of 4 bits.
   template <class Body>
   void for_each(const View& floats, const View& data, const View& scale, const View& offset,
                 const Body& body) const {
     if (group == 0) {
       return body(floats, cpu::Integers{data, scale, offset, axis, bits, along, false});
     }
+    const int64_t per_byte = bits == 4 ? 2 : 1;
+    if (like.shape[along] % group == 0 && group % per_byte == 0 && runs_on(floats) &&
+        runs_on(data) && runs_on(scale) && runs_on(offset)) {
+      View scales = rows_of(scale, 1), offsets = rows_of(offset, 1);
+      scales.rank = offsets.rank = 1;
+      return body(rows_of(floats, group), cpu::Integers{rows_of(data, group / per_byte), scales,
+                                                        offsets, 0, bits, 1, false});
+    }
     for (int64_t g = 0; g < groups(); ++g) {
-      const int64_t begin = g * group, per_byte = bits == 4 ? 2 : 1;
+      const int64_t begin = g * group;
       View part = from(floats, begin);
       part.shape[along] = std::min(group, like.shape[along] - begin);
       body(part, cpu::Integers{from(data, begin / per_byte), scale_of(scale, g),
@@ -87,6 +95,19 @@ struct Parts {
   }
 
  private:
+  // Whether v steps from the end of a channel to the next one as it does within it.
+  bool runs_on(const View& v) const {
+    return !v || axis < 0 || v.shape[axis] == 1 ||
+           v.stride[axis] == v.shape[along] * v.stride[along];
+  }
+  // Such a v as rows of `size`.
+  View rows_of(const View& v, int64_t size) const {
+    View rows = v;
+    rows.rank = 2;
+    rows.shape[0] = v.size() / size, rows.shape[1] = size;
+    rows.stride[0] = size * v.stride[along], rows.stride[1] = v.stride[along];
+    return rows;
+  }
   // v from an index of `along` on; the shape is left as it is.
   View from(const View& v, int64_t begin) const {
     View part = v;

@@ -10,16 +10,16 @@
 // Nibbles: columns 2p and 2p + 1 in byte p, the first one low. Two vectors along a row are parted
 // into even and odd lanes; where lanes are rows, two lines meet in one.
 //
-// Bound by memory (float32 in, a byte out); the division costs about as much as the load.
-// Numerics: IEEE division, rounding to nearest even by adding 1.5 * 2^23; the same bits everywhere.
-// Not handled: groups (the caller passes them one by one).
+// Bound by memory (float32 in, a byte out) where rows are long; rows of one or two vectors, as groups
+// are, by the fold across the lanes and what a row costs: 16 ns for 16 elements of 4 bits on avx512.
+// Numerics: IEEE division (or what rounds to the same integer), rounding to nearest even by adding
+// 1.5 * 2^23; the same bits everywhere.
+// Not handled: groups (to the caller they are rows, or calls).
 #include "cpu/kernel_table.h"
 #include "simd/elements.h"
 
 namespace tilewright::ISA {
 namespace {
-
-typedef int8_t VecS8 __attribute__((vector_size(kWidth)));
 
 // T: int8_t or uint8_t.
 template <class T>
@@ -32,13 +32,11 @@ TW_INLINE VecI load_bytes(const T* p, int64_t stride, int n) {
 
 // The low byte of each lane: int8 or uint8.
 TW_INLINE void store_strided(int8_t* p, int64_t stride, int n, VecI v) {
-  const VecS8 q = __builtin_convertvector(v, VecS8);
+  if (stride == 1 && n == kWidth) return store_bytes(p, v);
+  int8_t q[kWidth];
+  store_bytes(q, v);
   if (stride == 1) {
-    if (n == kWidth) {
-      memcpy(p, &q, sizeof q);
-    } else {
-      memcpy(p, &q, size_t(n));
-    }
+    memcpy(p, q, size_t(n));
   } else {
     for (int i = 0; i < n; ++i) p[i * stride] = q[i];
   }
@@ -67,13 +65,18 @@ TW_INLINE int64_t lane_stride(const Matrix& m, const Lines& l) {
   return l.scale_per_lane ? m.row : m.col;
 }
 
-// body(line, lane, n): n <= kWidth lanes from `lane` on.
+// body(lane, n): n <= kWidth of the lanes [lane, lanes).
+template <class Body>
+TW_INLINE void for_lanes(int64_t lane, int64_t lanes, const Body& body) {
+  for (; lane + kWidth <= lanes; lane += kWidth) body(lane, kWidth);
+  if (lane < lanes) body(lane, int(lanes - lane));
+}
+
+// body(line, lane, n), all lines.
 template <class Body>
 TW_INLINE void for_vectors(const Lines& l, const Body& body) {
   for (int64_t line = 0; line < l.lines; ++line) {
-    int64_t lane = 0;
-    for (; lane + kWidth <= l.lanes; lane += kWidth) body(line, lane, kWidth);
-    if (lane < l.lanes) body(line, lane, int(l.lanes - lane));
+    for_lanes(0, l.lanes, [&](int64_t lane, int n) { body(line, lane, n); });
   }
 }
 
@@ -110,8 +113,7 @@ void fold_rows(const T* src, const Matrix& x, const Lines& l, float* found, cons
     int64_t done = 0;
     Vec m = broadcast(found[line]);
     if (stride == 1) m = fold_vectors(src + line * step, l.lanes, m, fold, done);
-    for_vectors({1, l.lanes - done, false}, [&](int64_t, int64_t rest, int n) {
-      const int64_t lane = done + rest;
+    for_lanes(done, l.lanes, [&](int64_t lane, int n) {
       const Vec next = fold(m, load_strided(src + line * step + lane * stride, stride, n));
       m = n == kWidth ? next : select(lane_numbers() < n, next, m);
     });
@@ -184,34 +186,88 @@ struct Rounder {
   }
 };
 
-// The lanes [0, n) of a row, as far as there are kUnrolled vectors; returns how many. The same bits
-// without a division: with r = 1 / scale, x r is within 3 * 2^-24 * 256 of x / scale rounded, so that
-// both round to one integer unless x r is nearer to a tie than that. Then it divides.
+// Rounds the whole vectors of a row, put(at, vectors) by put(at, vectors); returns how many lanes. The
+// same bits without a division: with r = 1 / scale, x r is within 3 * 2^-24 * 256 of x / scale
+// rounded, so that both round to one integer unless x r is nearer to a tie than that. Then it divides.
 template <class T>
-int64_t quantize_row(const T* x, int64_t n, float scale, float offset, Levels levels, int8_t* q) {
-  constexpr float kTie = 0.5f - 0x1p-13f, kRound = 12582912.0f;
-  const float inverse = 1.0f / scale;
-  if (!(inverse >= 0x1p-126f && inverse <= 0x1p126f)) return 0;  // subnormal, infinite or NaN
-  int64_t at = 0;
-  for (; at + kUnrolled * kWidth <= n; at += kUnrolled * kWidth) {
-    VecI rounded[kUnrolled], unsure = {};
+struct RowRounder {
+  static constexpr float kTie = 0.5f - 0x1p-13f, kRound = 12582912.0f;
+  const T* x;
+  float scale, offset;
+  Levels levels;
+
+  template <int Vectors>
+  TW_INLINE void round(int64_t at, float inverse, VecI (&rounded)[Vectors]) const {
+    VecI farthest = {};  // from the integer, as the bits of a float: NaN is above all
 #pragma GCC unroll 4
-    for (int c = 0; c < kUnrolled; ++c) {
+    for (int c = 0; c < Vectors; ++c) {
       const Vec v = load(x + at + c * kWidth) - offset;
       const Vec y = clamp(v * inverse, levels.low, levels.high), shifted = y + kRound;
       rounded[c] = as_int(shifted) - as_int(broadcast(kRound));
-      unsure |= ~(abs(y - (shifted - kRound)) < kTie);  // NaN too
+      const VecI distance = as_int(abs(y - (shifted - kRound)));
+      farthest = distance > farthest ? distance : farthest;
     }
-    if (any(unsure)) {
-      for (int c = 0; c < kUnrolled; ++c) {
-        const Vec v = load(x + at + c * kWidth) - offset;
-        rounded[c] = round_to_level(v, broadcast(scale), levels);
-      }
+    if (!any(farthest >= as_int(broadcast(kTie)))) return;
+    for (int c = 0; c < Vectors; ++c) {
+      const Vec v = load(x + at + c * kWidth) - offset;
+      rounded[c] = round_to_level(v, broadcast(scale), levels);
     }
-#pragma GCC unroll 4
-    for (int c = 0; c < kUnrolled; ++c) store_strided(q + at + c * kWidth, 1, kWidth, rounded[c]);
   }
-  return at;
+  template <class Put>
+  TW_INLINE int64_t operator()(int64_t n, const Put& put) const {
+    const float inverse = 1.0f / scale;
+    if (!(inverse >= 0x1p-126f && inverse <= 0x1p126f)) return 0;  // subnormal, infinite or NaN
+    int64_t at = 0;
+    for (; at + kUnrolled * kWidth <= n; at += kUnrolled * kWidth) {
+      VecI rounded[kUnrolled];
+      round(at, inverse, rounded);
+      put(at, rounded);
+    }
+    for (; at + kWidth <= n; at += kWidth) {
+      VecI rounded[1];
+      round(at, inverse, rounded);
+      put(at, rounded);
+    }
+    return at;
+  }
+};
+
+struct PutBytes {
+  int8_t* q;
+  template <int Vectors>
+  TW_INLINE void operator()(int64_t at, const VecI (&v)[Vectors]) const {
+#pragma GCC unroll 4
+    for (int c = 0; c < Vectors; ++c) store_bytes(q + at + c * kWidth, v[c]);
+  }
+};
+
+// Neighbouring lanes of two vectors as bytes.
+TW_INLINE VecI paired(VecI first, VecI second) {
+  const VecI low = __builtin_shuffle(first, second, 2 * lane_numbers());
+  const VecI high = __builtin_shuffle(first, second, 2 * lane_numbers() + 1);
+  return (low & 15) | (high << 4);
+}
+
+struct PutNibbles {
+  int8_t* q;
+  template <int Vectors>
+  TW_INLINE void operator()(int64_t at, const VecI (&v)[Vectors]) const {
+#pragma GCC unroll 2
+    for (int c = 0; c + 1 < Vectors; c += 2) {
+      store_bytes(q + (at + c * kWidth) / 2, paired(v[c], v[c + 1]));
+    }
+    if (Vectors == 1) store_strided(q + at / 2, 1, kWidth / 2, paired(v[0], VecI{}));
+  }
+};
+
+// The whole vectors of a line by Put, where the line is a row and lies side by side in both arrays;
+// returns how many lanes.
+template <class Put, class T>
+TW_INLINE int64_t put_row(const Rounder<T>& r, int64_t line, int8_t* q, int64_t stride) {
+  if (r.l.scale_per_lane || r.stride != 1 || stride != 1) return 0;
+  const RowRounder<T> row{r.src + line * r.step, r.scale[line], r.offset ? r.offset[line] : 0.0f,
+                          r.levels};
+  return row(r.l.lanes, Put{q});
 }
 
 void quantize(const Matrix& x, int64_t rows, int64_t cols, const float* scale, const float* offset,
@@ -221,15 +277,11 @@ void quantize(const Matrix& x, int64_t rows, int64_t cols, const float* scale, c
   const int64_t step = line_stride(q, l), stride = lane_stride(q, l);
   with_type(x, [&](const auto* p) {
     const Rounder rounded{p, line_stride(x, l), lane_stride(x, l), l, scale, offset, levels};
-    const bool rows_of_one_scale = !l.scale_per_lane && rounded.stride == 1 && stride == 1;
     for (int64_t line = 0; line < l.lines; ++line) {
-      const int64_t done =
-          rows_of_one_scale ? quantize_row(p + line * rounded.step, l.lanes, scale[line],
-                                           offset ? offset[line] : 0.0f, levels, dst + line * step)
-                            : 0;
-      for_vectors({1, l.lanes - done, false}, [&](int64_t, int64_t rest, int n) {
-        const int64_t lane = done + rest;
-        store_strided(dst + line * step + lane * stride, stride, n, rounded(line, lane, n));
+      int8_t* const to = dst + line * step;
+      const int64_t done = put_row<PutBytes>(rounded, line, to, stride);
+      for_lanes(done, l.lanes, [&](int64_t lane, int n) {
+        store_strided(to + lane * stride, stride, n, rounded(line, lane, n));
       });
     }
   });
@@ -247,20 +299,24 @@ void quantize_pairs(const T* src, const Matrix& x, const Lines& l, const float* 
                     const float* offset, Levels levels, int8_t* dst, const Matrix& q) {
   const Rounder rounded{src, line_stride(x, l), lane_stride(x, l), l, scale, offset, levels};
   const int64_t step = line_stride(q, l), stride = lane_stride(q, l);
-  for_vectors(byte_lines(l), [&](int64_t line, int64_t lane, int n) {
-    VecI low, high;
-    if (l.scale_per_lane) {
-      low = rounded(2 * line, lane, n);
-      high = 2 * line + 1 < l.lines ? rounded(2 * line + 1, lane, n) : VecI{};
-    } else {
-      const int64_t left = l.lanes - 2 * lane;
-      const VecI first = rounded.padded(line, 2 * lane, left);
-      const VecI second = rounded.padded(line, 2 * lane + kWidth, left - kWidth);
-      low = __builtin_shuffle(first, second, 2 * lane_numbers());
-      high = __builtin_shuffle(first, second, 2 * lane_numbers() + 1);
-    }
-    store_strided(dst + line * step + lane * stride, stride, n, (low & 15) | (high << 4));
-  });
+  const Lines bytes = byte_lines(l);
+  for (int64_t line = 0; line < bytes.lines; ++line) {
+    int8_t* const to = dst + line * step;
+    const int64_t done = put_row<PutNibbles>(rounded, line, to, stride) / 2;
+    for_lanes(done, bytes.lanes, [&](int64_t lane, int n) {
+      VecI both;
+      if (l.scale_per_lane) {
+        const VecI low = rounded(2 * line, lane, n);
+        const VecI high = 2 * line + 1 < l.lines ? rounded(2 * line + 1, lane, n) : VecI{};
+        both = (low & 15) | (high << 4);
+      } else {
+        const int64_t left = l.lanes - 2 * lane;
+        both = paired(rounded.padded(line, 2 * lane, left),
+                      rounded.padded(line, 2 * lane + kWidth, left - kWidth));
+      }
+      store_strided(to + lane * stride, stride, n, both);
+    });
+  }
 }
 
 // Column 0 of x into the high nibbles of column 0 of q.

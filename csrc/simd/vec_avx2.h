@@ -99,6 +99,13 @@ TW_INLINE VecI widen(const uint8_t* p) {
 TW_INLINE VecI widen(const int16_t* p) {
   return (VecI)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p));
 }
+// The low byte of each lane.
+TW_INLINE void store_bytes(int8_t* p, VecI v) {
+  const __m256i first = _mm256_setr_epi32(0x0c080400, 0, 0, 0, 0x0c080400, 0, 0, 0);
+  const __m256i low = _mm256_shuffle_epi8((__m256i)v, first);
+  _mm_storel_epi64((__m128i*)p, _mm_unpacklo_epi32(_mm256_castsi256_si128(low),
+                                                   _mm256_extracti128_si256(low, 1)));
+}
 TW_INLINE Vec interleave_low(Vec a, Vec b) {
   return __builtin_shuffle(a, b, VecI{0, 8, 1, 9, 4, 12, 5, 13});
 }

@@ -109,6 +109,10 @@ TW_INLINE VecI widen(const uint8_t* p) {
 TW_INLINE VecI widen(const int16_t* p) {
   return (VecI)_mm512_maskz_cvtepi16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p));
 }
+// The low byte of each lane.
+TW_INLINE void store_bytes(int8_t* p, VecI v) {
+  _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
+}
 TW_INLINE Vec interleave_low(Vec a, Vec b) {
   return __builtin_shuffle(a, b, VecI{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
 }

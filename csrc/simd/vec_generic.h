@@ -95,6 +95,12 @@ TW_INLINE VecI widen(const T* p) {
   memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, VecI);
 }
+// The low byte of each lane.
+TW_INLINE void store_bytes(int8_t* p, VecI v) {
+  typedef int8_t VecS8 __attribute__((vector_size(kWidth)));
+  const VecS8 q = __builtin_convertvector(v, VecS8);
+  memcpy(p, &q, sizeof q);
+}
 // Lanes of a and b alternating: (a0 b0 a1 b1 …), from the lower and the upper halves.
 TW_INLINE Vec interleave_low(Vec a, Vec b) {
   return __builtin_shuffle(a, b, VecI{0, 4, 1, 5});
