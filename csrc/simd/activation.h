@@ -1,7 +1,7 @@
 // The activations and their derivatives: used by the GEMM epilogue and by the elementwise kernels.
 //
-// tanh and the normal distribution are here by long polynomials, and in activation_tables.h for levels
-// that look up.
+// tanh and the normal distribution are here by long polynomials; levels that look up have them from
+// activation_tables.h, but for gelu's far tail.
 //
 // Errors in ulp of the exact result, over every float32 (tests/cpp/test_accuracy.cc): tanh 1.5; sigmoid 3; gelu 6.5 (9 without fused multiply-add) and silu 4, the negative tails
 // included, but that a subnormal e^-|x| has an absolute error; gelu_tanh 4.5 (5) for x > -1 and
@@ -19,7 +19,6 @@ namespace {
 
 // --- the normal distribution ---------------------------------------------------------------------
 
-#if !defined(TW_LOOK_UP)
 // 2^f on [-1/2, 1/2]: a minimax fit (relative error 2e-9, Lawson's iteration as below).
 TW_INLINE Vec exp2_reduced(Vec f) {
   Vec p = broadcast(1.535336196e-04f);
@@ -57,12 +56,8 @@ TW_INLINE Vec mills_ratio(Vec a) {
   q = fma(q, a, broadcast(1.676453233e+00f));
   return p / fma(q, a, broadcast(1.0f));
 }
-#endif
 
-// |x|, but at most 14.9, where Phi(-a) and its products are 0 in float32; NaN stays NaN.
-TW_INLINE Vec tail_argument(Vec x) {
-  return at_most(abs(x), 14.9f);
-}
+constexpr float kGaussianEnd = 14.9f;  // Phi(-a) and its products are 0 in float32
 
 // --- forward -------------------------------------------------------------------------------------
 
@@ -72,10 +67,20 @@ TW_INLINE Vec relu(Vec x) {
 
 // x * Phi(x), Phi the normal distribution function (Hendrycks & Gimpel 2016). Phi(-|x|) is what is
 // computed, so that nothing cancels in the negative tail.
-TW_INLINE Vec gelu(Vec x) {
-  const Vec a = tail_argument(x), tail = times_gaussian(a * mills_ratio(a), a);
+TW_INLINE Vec gelu_anywhere(Vec x) {
+  const Vec a = at_most(abs(x), kGaussianEnd), tail = times_gaussian(a * mills_ratio(a), a);
   const Vec step = as_float(~(as_int(x) >> 31) & 0x3f800000);  // 1, or 0 where the sign is set
   return fma(x, step, -tail);                                  // NaN of -inf * 0, as the formula is
+}
+TW_INLINE Vec gelu(Vec x) {
+#if defined(TW_LOOK_UP)
+  const Vec near = relu(x) - gelu_tail(x);
+  if (__builtin_expect(any_below(x, -kFar), false))
+    return select(x < -kFar, gelu_anywhere(x), near);
+  return near;
+#else
+  return gelu_anywhere(x);
+#endif
 }
 
 // e^-|x| and 1 / (1 + e^-|x|): both of sigmoid(x) and 1 - sigmoid(x), without overflow or
@@ -146,11 +151,15 @@ TW_INLINE Vec relu_slope(Vec x) {
   return x > 0.0f ? broadcast(1.0f) : Vec{};
 }
 
-// Phi(x) + x phi(x), one Gaussian for both.
+#if !defined(TW_LOOK_UP)
+// At -a: Phi(-a) - a phi(a), one Gaussian for both.
+TW_INLINE Vec gelu_slope_tail(Vec a) {
+  const Vec bounded = at_most(a, kGaussianEnd), gaussian = times_gaussian(broadcast(1.0f), bounded);
+  return gaussian * fma(bounded, broadcast(-0.39894228f), mills_ratio(bounded));
+}
+#endif
 TW_INLINE Vec gelu_slope(Vec x) {
-  const Vec a = tail_argument(x);
-  const Vec gaussian = times_gaussian(broadcast(1.0f), a);
-  const Vec tail = gaussian * fma(a, broadcast(-0.39894228f), mills_ratio(a));  // the slope at -|x|
+  const Vec tail = gelu_slope_tail(abs(x));
   return x > 0.0f ? 1.0f - tail : tail;
 }
 

@@ -1,7 +1,7 @@
-// What activation.h is made of where an instruction looks up sixteen floats: tanh, Mills' ratio and
-// the Gaussian by tables of short polynomials, in half the steps of long ones.
+// What activation.h is made of where an instruction looks up sixteen or thirty-two floats: short
+// polynomials in place of long ones and of exponentials.
 //
-//   piecewise   a in [0, 15): of interval k its centre c, and coefficients of (a - c)^0 ... ^Degree
+//   Pieces   a in [0, 15): of interval k its centre c, and coefficients of (a - c)^0 ... ^Degree
 //
 //       a   0    .25   .5   .75   1     1.5    2    2.5    3  4  5  6  7  9  11  13  15
 //           |-----|-----|-----|---|------|-----|-----|-----|--|--|--|--|--|---|---|---|
@@ -11,15 +11,24 @@
 //   four bits and never sees the others. That sum is rounded, so a centre's polynomial goes a hair
 //   further than its interval.
 //
-// Parameter   bounded by
-// Degree      error, relative: tanh 1.3e-8 by 6 (by 5: 1.4e-7), Mills' ratio 1e-7 by 5 (by 4: 3e-6).
-//             Above: a step is a lookup and a multiply-add, which share ports (Zen 5: half a cycle
-//             each)
-// 16          a register: a table of 32 takes two, and the units of the multiply-adds
+//   Steps    a in [0, 31.5 / PerUnit]: of the nearest k / PerUnit, k < 32, coefficients of
+//            (PerUnit a - k)^0 ... ^Degree
 //
-// Numerics: minimax fits (Lawson's iteration on Chebyshev nodes). Centres are floats near the middle
-// where the function itself is nearly a float, so that the constant term costs no rounding; of
-// tanh on [0, .25) it is 0 and the next is 1. a - c is exact. NaN stays NaN.
+// Parameter   bounded by
+// Degree      error, relative: tanh 1.3e-8 by 6 (by 5: 1.4e-7), gelu's tail 2e-8 by 6 (by 5: 5e-7);
+//             absolute: gelu's slope 2e-9 by 4. Above: a step is a lookup and a multiply-add, which
+//             share ports (Zen 5: half a cycle each)
+// 16, 32      one or two registers for each power
+// PerUnit     above: where the tail ends. gelu(x) is the float next to x from 5.5 on, and a slope 0 or
+//             1 from 6.1 on; below that negative ones of gelu are seldom, and take the long way
+//
+// gelu by Mills' ratio, which is smooth, times a Gaussian, and each of them looked up: 36 instructions
+// for each vector instead of 22, 1.7 times the time in L2 (Emerald Rapids).
+//
+// Numerics: minimax fits (Lawson's iteration on Chebyshev nodes); of Steps each coefficient rounded
+// before the next is fitted. Centres are floats near the middle where the function itself is nearly a
+// float, so that the constant term costs no rounding; of tanh on [0, .25) it is 0 and the next is 1.
+// a - c is exact, PerUnit a - k rounded once. NaN stays NaN.
 #pragma once
 #include "simd/vec.h"
 
@@ -29,6 +38,10 @@ namespace {
 template <int Degree>
 struct Pieces {
   float centre[16], power[Degree + 1][16];
+};
+template <int Degree>
+struct Steps {
+  float per_unit, power[Degree + 1][32];
 };
 
 // clang-format off
@@ -60,36 +73,78 @@ constexpr Pieces<6> kPiecesOfTanh = {
       -2.39152986e-09f, -4.41454026e-11f, -0.0369462594f, -0.0690958202f, -0.0243336298f,
       0.0128684761f}},
 };
-constexpr Pieces<5> kPiecesOfMillsRatio = {
-    {1.2502135f, 1.75014138f, 2.25044966f, 2.75006509f, 3.50012922f, 4.50064564f, 5.50073862f,
-     6.50021839f, 8.00124359f, 10.0014229f, 12.0013008f, 14.0004892f, 0.125002161f, 0.375064343f,
-     0.625056863f, 0.875097752f},
-    {{0.230736732f, 0.185221091f, 0.153628007f, 0.130722165f, 0.106341697f, 0.0847922042f,
-      0.0703337863f, 0.0600137413f, 0.0491151288f, 0.0395011753f, 0.0330154337f, 0.028351672f,
-      0.453792483f, 0.379587919f, 0.323344976f, 0.279755503f},
-     {-0.110472098f, -0.0747791827f, -0.053210184f, -0.0394478142f, -0.02673259f, -0.0173226055f,
-      -0.0120544899f, -0.00883983355f, -0.00596013665f, -0.00387426838f, -0.0027140514f,
-      -0.00200489559f, -0.342217237f, -0.256572396f, -0.196833283f, -0.154128864f},
-     {0.0463104881f, 0.027173087f, 0.0169404242f, 0.0111189838f, 0.0063867094f, 0.00341454451f,
-      0.00201256247f, 0.00127643696f, 0.000713259564f, 0.000376481883f, 0.000221646478f,
-      0.000141083205f, 0.205506489f, 0.141677946f, 0.100156248f, 0.072438702f},
-     {-0.0175242238f, -0.00907388702f, -0.00502872141f, -0.00295655453f, -0.00145894079f,
-      -0.000651478942f, -0.000327902642f, -0.000180876057f, -8.42340814e-05f, -3.6258316e-05f,
-      -1.79851522e-05f, -9.88026659e-06f, -0.105509646f, -0.0678113401f, -0.0447432771f,
-      -0.03024593f},
-     {0.00615343964f, 0.00284325285f, 0.00141415698f, 0.000750730105f, 0.000324977766f,
-      0.000121961391f, 5.26502445e-05f, 2.53385588e-05f, 1.00032403e-05f, 3.50486357e-06f,
-      1.46318314e-06f, 6.93269783e-07f, 0.0482451469f, 0.0291512478f, 0.0180975087f, 0.0115215527f},
-     {-0.00199160865f, -0.000830993406f, -0.000374888943f, -0.000181130046f, -6.85865671e-05f,
-      -2.19472895e-05f, -8.20415607e-06f, -3.46622642e-06f, -1.15176942e-06f, -3.31868108e-07f,
-      -1.17294832e-07f, -4.80975189e-08f, -0.0199334249f, -0.0114027839f, -0.00670398958f,
-      -0.00404475769f}},
-};
-
-// 2^(i/16)
-constexpr float kRoots[16] = {
-    1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
-    1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.7562522f, 1.83400810f, 1.91520655f};
+constexpr Steps<6> kGeluTail = {5.75f, {{0.0f, 0.07495076f, 0.12660362f, 0.15700486f, 0.16926841f,
+     0.16719046f, 0.154814f, 0.13601631f, 0.11417959f, 0.09198152f, 0.071314625f, 0.0533189f,
+     0.038496066f, 0.026867423f, 0.01814003f, 0.0118549615f, 0.0075024418f, 0.0045993174f,
+     0.0027320518f, 0.0015728306f, 0.00087770174f, 0.0004748368f, 0.00024907122f, 0.00012668497f,
+     6.2486e-05f, 2.9889905e-05f, 1.3866731e-05f, 6.2395225e-06f, 2.72316e-06f, 1.1527998e-06f,
+     4.733756e-07f, 1.8855572e-07f},
+{0.08695652f, 0.06306556f, 0.040585738f, 0.020742336f, 0.004424898f, -0.007899947f, -0.01620117f,
+     -0.020827003f, -0.022398861f, -0.021682475f, -0.019463312f, -0.016447237f, -0.013197712f,
+     -0.010110907f, -0.007422295f, -0.0052340864f, -0.003552176f, -0.0023232414f, -0.0014658747f,
+     -0.0008930159f, -0.0005256129f, -0.00029905274f, -0.00016454842f, -8.759125e-05f,
+     -4.512121e-05f, -2.2499125e-05f, -1.0862026e-05f, -5.0780714e-06f, -2.2993277e-06f,
+     -1.0085083e-06f, -4.2853813e-07f, -1.7643276e-07f},
+{-0.012066465f, -0.011705276f, -0.010671062f, -0.009097545f, -0.007181086f, -0.0051421775f,
+     -0.0031892548f, -0.0014892244f, -0.00014745403f, 0.0007973621f, 0.0013625972f, 0.0016065787f,
+     0.0016101997f, 0.0014573004f, 0.0012231146f, 0.0009649662f, 0.0007216374f, 0.00051425886f,
+     0.0003504748f, 0.00022902222f, 0.00014377541f, 8.6837645e-05f, 5.0517807e-05f, 2.8334265e-05f,
+     1.5333215e-05f, 8.0104655e-06f, 4.042325e-06f, 1.9711813e-06f, 9.2921437e-07f, 4.235798e-07f,
+     1.8677005e-07f, 7.9677314e-08f},
+{2.4947753e-06f, 0.0002379672f, 0.00044414008f, 0.0005936917f, 0.0006716088f, 0.00067597296f,
+     0.00061638973f, 0.00051096256f, 0.0003816143f, 0.00024929864f, 0.00013073003f, 3.649183e-05f,
+     -2.9417277e-05f, -6.8218666e-05f, -8.475074e-05f, -8.519206e-05f, -7.586689e-05f,
+     -6.1991544e-05f, -4.729398e-05f, -3.4033153e-05f, -2.3248884e-05f, -1.5142469e-05f,
+     -9.431601e-06f, -5.6315157e-06f, -3.2289956e-06f, -1.7801269e-06f, -9.447346e-07f,
+     -4.8304906e-07f, -2.3814816e-07f, -1.13275064e-07f, -5.2009796e-08f, -2.3062016e-08f},
+{4.695773e-05f, 5.5096e-05f, 4.622383e-05f, 2.8652528e-05f, 1.2127031e-05f, -4.144545e-06f,
+     -2.1980159e-05f, -3.2329845e-05f, -3.2029282e-05f, -3.1562216e-05f, -2.8719547e-05f,
+     -2.0801644e-05f, -1.4195603e-05f, -6.188695e-06f, -2.345886e-06f, 1.387497e-06f,
+     3.1814043e-06f, 3.6927495e-06f, 3.5626063e-06f, 3.0297945e-06f, 2.3432015e-06f,
+     1.7015004e-06f, 1.1721145e-06f, 7.577545e-07f, 4.6426916e-07f, 2.7405568e-07f, 1.5395885e-07f,
+     8.3299625e-08f, 4.3216993e-08f, 2.1562899e-08f, 1.0348932e-08f, 4.787893e-09f},
+{3.1530173e-05f, -2.1477636e-06f, -2.6828789e-06f, -3.6829927e-06f, -3.701161e-06f, -3.271033e-06f,
+     -2.2578743e-06f, -1.0612081e-06f, -2.1430935e-07f, 6.601961e-07f, 1.4274273e-06f,
+     1.5807962e-06f, 1.5027641e-06f, 1.0524241e-06f, 8.687513e-07f, 4.782665e-07f, 2.0974372e-07f,
+     4.1014545e-08f, -7.397369e-08f, -1.2585622e-07f, -1.3441937e-07f, -1.1893169e-07f,
+     -9.7156175e-08f, -7.0430985e-08f, -4.7042846e-08f, -3.036746e-08f, -1.8323695e-08f,
+     -1.0629518e-08f, -5.8568412e-09f, -3.0909715e-09f, -1.5631115e-09f, -7.5850354e-10f},
+{-2.5397832e-05f, 3.4912634e-06f, -2.3349137e-06f, 2.3758025e-07f, -5.314929e-06f, -8.784843e-06f,
+     1.4281813e-06f, 5.4893685e-06f, -3.695506e-06f, -8.089262e-07f, 4.69309e-06f, 1.8341317e-06f,
+     3.0983604e-06f, -1.2569421e-06f, 1.1859751e-06f, -1.3142927e-07f, -2.669944e-07f,
+     -1.9440959e-08f, -1.8928255e-08f, -8.454629e-09f, 3.5104243e-08f, 2.2157392e-08f,
+     -7.839506e-09f, -2.4069946e-09f, 5.0134266e-09f, 1.1720964e-09f, 1.8251913e-09f,
+     8.1533147e-10f, 5.062163e-10f, 2.9518946e-10f, 1.8139523e-10f, 9.4668974e-11f}}};
+constexpr Steps<4> kGeluSlope = {5.0f, {{0.5f, 0.34253174f, 0.1972702f, 0.07431836f, -0.019897843f,
+     -0.08331547f, -0.1179536f, -0.1288618f, -0.12267405f, -0.10617997f, -0.0852318f,
+     -0.064140655f, -0.045549337f, -0.030654531f, -0.019608134f, -0.011945647f, -0.0069419444f,
+     -0.0038526158f, -0.0020437383f, -0.0010370503f, -0.00050364964f, -0.00023421514f,
+     -0.00010433434f, -4.4535474e-05f, -1.8220913e-05f, -7.146949e-06f, -2.6880957e-06f,
+     -9.696557e-07f, -3.3550955e-07f, -1.1136896e-07f, -3.546878e-08f, 0.0f},
+{-0.15957683f, -0.15328845f, -0.13552323f, -0.10929764f, -0.07879623f, -0.04839437f, -0.021749083f,
+     -0.0011980142f, 0.012423005f, 0.019579588f, 0.021596394f, 0.020149622f, 0.016840762f,
+     0.012931051f, 0.009245295f, 0.0062046163f, 0.003928989f, 0.0023560044f, 0.0013412851f,
+     0.000726358f, 0.00037471915f, 0.00018436965f, 8.659736e-05f, 3.8857965e-05f, 1.6668135e-05f,
+     6.838375e-06f, 2.684542e-06f, 1.008796e-06f, 3.6298945e-07f, 1.2510235e-07f, 4.1307164e-08f,
+     0.0f},
+{-1.5725161e-06f, 0.006194198f, 0.011313232f, 0.0145551935f, 0.0155737735f, 0.014518202f,
+     0.011930821f, 0.008552528f, 0.005111304f, 0.0021601242f, 4.29216e-08f, -0.0013111482f,
+     -0.0018918886f, -0.0019494428f, -0.0017021428f, -0.0013295613f, -0.00095211377f,
+     -0.00063346286f, -0.00039475237f, -0.00023164254f, -0.00012847685f, -6.753407e-05f,
+     -3.3713633e-05f, -1.6009133e-05f, -7.2403454e-06f, -3.1219556e-06f, -1.2845059e-06f,
+     -5.0465536e-07f, -1.8943514e-07f, -6.7976195e-08f, -2.3327724e-08f, 0.0f},
+{0.0021373208f, 0.0019354081f, 0.0014236558f, 0.000714683f, -2.516618e-05f, -0.0006416348f,
+     -0.0010332845f, -0.0011701639f, -0.0010872487f, -0.00086047425f, -0.00057612854f,
+     -0.00030621872f, -9.5023366e-05f, 4.1996405e-05f, 0.00011093835f, 0.00012953808f,
+     0.00011798376f, 9.315551e-05f, 6.634857e-05f, 4.347244e-05f, 2.6497726e-05f, 1.5133355e-05f,
+     8.137341e-06f, 4.1338744e-06f, 1.989236e-06f, 9.085078e-07f, 3.9442543e-07f, 1.6298354e-07f,
+     6.416752e-08f, 2.4090882e-08f, 8.631231e-09f, 0.0f},
+{-2.3136416e-05f, -9.151317e-05f, -0.00015925299f, -0.0001882893f, -0.00017523355f,
+     -0.00012876386f, -6.586077e-05f, -4.333245e-06f, 4.2262694e-05f, 6.732609e-05f, 7.172802e-05f,
+     6.141196e-05f, 4.3641696e-05f, 2.5177753e-05f, 1.0074234e-05f, 6.777283e-08f, -5.148869e-06f,
+     -6.8049294e-06f, -6.359278e-06f, -5.0036047e-06f, -3.5005357e-06f, -2.2352585e-06f,
+     -1.3207982e-06f, -7.2814197e-07f, -3.7677023e-07f, -1.8371048e-07f, -8.467652e-08f,
+     -3.697466e-08f, -1.5325078e-08f, -6.036358e-09f, -2.2626183e-09f, 0.0f}}};
 // clang-format on
 
 template <int Degree>
@@ -101,28 +156,30 @@ TW_INLINE Vec piecewise(const Pieces<Degree>& pieces, Vec a) {
   return y;
 }
 
+template <int Degree>
+TW_INLINE Vec stepwise(const Steps<Degree>& steps, Vec a) {
+  const Vec scale = broadcast(steps.per_unit),
+            magic = broadcast(12582912.0f);  // as in round_product
+  const Vec shifted = fma(a, scale, magic), x = fma(a, scale, magic - shifted);
+  const VecI k = as_int(shifted);
+  Vec y = look_up(steps.power[Degree], k);
+  for (int d = Degree; d-- > 0;) y = fma(y, x, look_up(steps.power[d], k));
+  return y;
+}
+
 TW_INLINE Vec tanh(Vec x) {
   return copy_sign(piecewise(kPiecesOfTanh, at_most(abs(x), 14.9f)), x);
 }
 
-// Phi(-a) e^(a^2 / 2), less what times_gaussian is too large by: 1.4e-9 a^2 of it.
-TW_INLINE Vec mills_ratio(Vec a) {
-  return piecewise(kPiecesOfMillsRatio, a);
+// a Phi(-a) for a = |x|, but at most kFar; of NaN whatever it is of some number.
+constexpr float kFar = 5.47f;
+TW_INLINE Vec gelu_tail(Vec x) {
+  return stepwise(kGeluTail, magnitude_at_most(x, kFar));
 }
 
-// y e^(-a^2 / 2) = y 2^n e^(-r / 2), n in sixteenths and |r| <= ln2 / 16: a^2 in two parts, as an error
-// of the exponent is one of the result. 2^n is a root from the table times a power. What 2 ln2 as one
-// float is wrong by grows as n does, that is with a^2: mills_ratio makes up for it.
-TW_INLINE Vec times_gaussian(Vec y, Vec a) {
-  constexpr float kMinusHalfLog2E = -0.721347511f, kTwiceLn2 = 1.38629436f;
-  const Vec square = a * a, rest = fma(a, a, -square);
-  const Vec magic = broadcast(786432.0f);  // 1.5 * 2^19: the sum has no bits below a sixteenth
-  const Vec rounded = fma(square, broadcast(kMinusHalfLog2E), magic), n = rounded - magic;
-  const Vec r = fma(n, broadcast(kTwiceLn2), square) + rest;
-  const Vec p =
-      fma(fma(r, broadcast(-2.083405e-2f), broadcast(1.25004210e-1f)), r, broadcast(-0.5f));
-  const Vec root = y * look_up(kRoots, as_int(rounded));
-  return times_floor_power(fma(root * r, p, root), n);
+// The slope of gelu at -a, which is 0 from 6.1 on.
+TW_INLINE Vec gelu_slope_tail(Vec a) {
+  return stepwise(kGeluSlope, at_most(a, 6.2f));
 }
 
 }  // namespace

@@ -35,14 +35,18 @@ TW_INLINE Vec times_power_of_two(Vec v, Vec n) {
 TW_INLINE Vec times_power_down(Vec v, Vec n) {
   return times_power_of_two(v, n);
 }
-// v * 2^floor(n): the same instruction.
-TW_INLINE Vec times_floor_power(Vec v, Vec n) {
-  return times_power_of_two(v, n);
-}
-// Of each lane, the element that the lower four bits of its index say.
+// Of each lane, the element that the lower four or five bits of its index say.
 #define TW_LOOK_UP 1
 TW_INLINE Vec look_up(const float (&table)[16], VecI index) {
   return (Vec)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, _mm512_loadu_ps(table));
+}
+TW_INLINE Vec look_up(const float (&table)[32], VecI index) {
+  return (Vec)_mm512_maskz_permutex2var_ps(0xffff, _mm512_loadu_ps(table), (__m512i)index,
+                                           _mm512_loadu_ps(table + 16));
+}
+// |v|, but at most `high`; NaN gives `high`.
+TW_INLINE Vec magnitude_at_most(Vec v, float high) {
+  return (Vec)_mm512_maskz_range_ps(0xffff, (__m512)v, _mm512_set1_ps(high), 0b1010);
 }
 // NaN stays NaN: the instructions return their second operand.
 TW_INLINE Vec at_most(Vec v, float high) {
@@ -63,6 +67,9 @@ TW_INLINE Vec sqrt(Vec v) {
 // Whether a lane of a comparison holds.
 TW_INLINE bool any(VecI mask) {
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+}
+TW_INLINE bool any_below(Vec v, float low) {
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(low), _CMP_LT_OQ) != 0;
 }
 TW_INLINE __mmask16 first_lanes(int64_t n) {
   return __mmask16((1u << n) - 1);
