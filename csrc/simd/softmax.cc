@@ -20,6 +20,9 @@
 // Parameter   bounded by
 // kSums       latency of an addition (4 cycles), and of a maximum
 // kChunk      L1: 4 KiB of x, read twice; above it the rescaling (one exp) is nothing
+// kAhead      elements of the longest rows of which forward asks for the one after the next, and for
+//             where the next one goes. Longer ones the hardware finds by itself: 15 % slower at 3072,
+//             where 768 are 7 % faster (12 MB in L3)
 //
 // Row by row, each pass would wait for the number that the one before ends with: 1.3 times the time
 // at C = 768. The max of the next row also brings it into L1; chunks of max_and_sum are asked for.
@@ -39,6 +42,7 @@ namespace {
 
 constexpr int kSums = 4;
 constexpr int64_t kChunk = 1024;
+constexpr int64_t kAhead = 2048;
 constexpr float kInfinity = __builtin_inff();
 
 // The largest element that is not NaN; of none, -inf. In parts, so that a row's can be found while
@@ -113,11 +117,16 @@ struct Finish {
 template <bool Log>
 void forward_rows(int64_t rows, int64_t C, const float* x, int64_t ldx, float* y, int64_t ldy) {
   Finish<Log> last{};
+  const bool short_rows = C <= kAhead;
   float max = row_max(x, C);
   for (int64_t r = 0; r < rows; ++r, x += ldx, y += ldy) {
     RowMax next;
     const float* const next_x = r + 1 < rows ? x + ldx : x;  // the last one's is not used
-    const auto find_next = [&](int v, int64_t i, int64_t n) { next.take(v, next_x + i, n); };
+    const auto find_next = [&](int v, int64_t i, int64_t n) {
+      next.take(v, next_x + i, n);
+      __builtin_prefetch(next_x + (short_rows ? ldx : 0) + i);
+      __builtin_prefetch(y + (short_rows ? ldy : 0) + i, 1);
+    };
     const auto and_finish_last = [&](int v, int64_t i, int64_t n) {
       find_next(v, i, n);
       last(i, n);
