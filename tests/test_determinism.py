@@ -114,6 +114,21 @@ def test_matmul_rows_wherever_they_lie(K, N, kind, rng, isa):
     assert harness.same_bits(product(spaced(a, K, 0, fill)[::-1], b), want[::-1])
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "tanh", "sigmoid"])
+def test_an_element_has_its_bits_among_any_others(name, rng, isa):
+    x = np.linspace(-16, 16, 4096, dtype=np.float32)  # with what only some of a vector need
+    order = rng.permutation(len(x))
+
+    def value_and_slope(values):
+        t = tw.Tensor(values, requires_grad=True)
+        y = getattr(tw, name)(t)
+        y.sum().backward()
+        return y.numpy(), np.asarray(t.grad)
+
+    for got, want in zip(value_and_slope(x[order]), value_and_slope(x), strict=True):
+        assert bits(got) == bits(want[order])
+
+
 @pytest.mark.parametrize(("K", "N"), [(64, 48), (300, 1000), (768, 33)])
 def test_matmul_rows_in_any_batch(K, N, rng, dtype, isa, threads):
     """Rows of a through every path that their number selects: in place, packed, batched, split."""

@@ -84,13 +84,13 @@ def assert_formula(x, bits, symmetric, axis, group_size=None):
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), CHOICES)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 0), (0, 3), (5, 70), (33, 17), (2, 131)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 0), (0, 3), (5, 70), (33, 17), (2, 131), (4, 96)])
 def test_quantize_is_its_formula(shape, bits, symmetric, dtype, isa, rng):
     x = (rng.standard_normal(shape) * rng.uniform(0.01, 100, shape[-1]) + 0.3).astype(dtype)
     wide = np.zeros((shape[0], 2 * shape[1] + 1), x.dtype)
     wide[:, 1::2] = x
     for view in (x, np.asfortranarray(x), wide[:, 1::2], x[::-1, ::-1]):
-        for axis, group in itertools.product([None, 0, 1], [None, 8, 31]):
+        for axis, group in itertools.product([None, 0, 1], [None, 8, 31, 32]):
             if axis is not None or group is None:
                 assert_formula(view, bits, symmetric, axis, group)
 
@@ -105,6 +105,18 @@ def test_other_numbers_of_axes(bits, symmetric, isa, rng):
     if bits == 8:
         assert_formula(np.array(3.5, F32), bits, symmetric, None)
         assert_formula(x[0, 0], bits, symmetric, 0)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), CHOICES)
+def test_quotients_at_a_tie(bits, symmetric, isa):
+    # where x times the reciprocal of the scale rounds to the other side
+    top = 2 ** (bits - symmetric) - 1
+    halves = np.arange(-top if symmetric else 0, top, dtype=F32) + F32(0.5)
+    for scale in (0.1, 1 / 3, 0.7, 3, 1e-3):
+        ties = halves * F32(scale)
+        around = [np.nextafter(ties, F32(end)) for end in (-9, 9)]
+        ends = np.array([top * F32(scale), 0], F32)
+        assert_formula(np.tile(np.concatenate([ties, *around, ends]), 5), bits, symmetric, None)
 
 
 def test_nibbles_lie_along_the_reduced_axis_low_first():
