@@ -167,6 +167,8 @@ struct PanelRules : RowRules {
 // The same keys without looking at every row.
 Keys seen_by_any(const AttentionProblem& p, const Panel& panel, int64_t length);
 
+// Element d of x's rows of a panel as (d, lane), where a matrix can say so.
+bool lanes_of(const View& x, const Panel& panel, Matrix& lanes);
 // Elements [first, first + count) of x's rows of a panel as (count, NR), lanes beyond the panel
 // zero. Like all packing it may write one vector more.
 void pack_panel(const View& x, const Panel& panel, int64_t first, int64_t count,

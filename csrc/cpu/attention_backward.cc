@@ -94,9 +94,8 @@ class RowGroup {
         g_(c.products.exact),
         D_(c.p.head_dim),
         Dv_(c.p.head_dim_v),
-        bytes_q_(Lanes::bytes(D_, c.products.scores)),
-        bytes_dout_(Lanes::bytes(Dv_, c.products.scores)),
-        floats_(kGroup * g_.NR * (D_ + Dv_ + 2) * 4),
+        bytes_q_(Lanes::row_bytes(D_, c.products)),
+        bytes_dout_(Lanes::row_bytes(Dv_, c.products)),
         lanes_(kGroup * (bytes_q_ + bytes_dout_)),
         columns_(SumRows::bytes(D_, kGroup * g_.NR, c.products) +
                  SumRows::bytes(Dv_, kGroup * g_.NR, c.products)) {}
@@ -114,23 +113,19 @@ class RowGroup {
 
   // Their data.
   void load() {
-    float *const qs = floats_.as<float>(), *const douts = qs + kGroup * g_.NR * (D_ + 1);
-    char *const lanes_q = lanes_.as<char>(), *const lanes_dout = lanes_q + kGroup * bytes_q_;
-    for (int i = 0; i < count; ++i) {
-      float *const x = qs + i * D_ * g_.NR, *const y = douts + i * Dv_ * g_.NR;
-      pack_panel(c_.p.q, panel[i], 0, D_, g_, x);
-      pack_panel(c_.g.dout, panel[i], 0, Dv_, g_, y);
-      load_lanes(c_.g.lse, panel[i], -kInf, lse[i]);
-      load_lanes(c_.delta, panel[i], 0, delta[i]);
-      q[i] = prepare(x, D_, lanes_q + i * bytes_q_);
-      dout[i] = prepare(y, Dv_, lanes_dout + i * bytes_dout_);
-    }
     const int64_t rows = kGroup * g_.NR;
     char* const memory = columns_.as<char>();
     q_columns.start(D_, rows, c_.products, memory);
     dout_columns.start(Dv_, rows, c_.products, memory + SumRows::bytes(D_, rows, c_.products));
-    q_columns.pack_panels(qs, count);
-    dout_columns.pack_panels(douts, count);
+    for (int i = 0; i < count; ++i) {
+      char* const to = lanes_.as<char>() + i * (bytes_q_ + bytes_dout_);
+      q[i] = Lanes::of_rows(c_.p.q, panel[i], D_, c_.products, to);
+      dout[i] = Lanes::of_rows(c_.g.dout, panel[i], Dv_, c_.products, to + bytes_q_);
+      load_lanes(c_.g.lse, panel[i], -kInf, lse[i]);
+      load_lanes(c_.delta, panel[i], 0, delta[i]);
+    }
+    q_columns.pack_panels(c_.p.q, panel, q, count);
+    dout_columns.pack_panels(c_.g.dout, panel, dout, count);
   }
 
   int count = 0;
@@ -142,14 +137,10 @@ class RowGroup {
   SumRows q_columns, dout_columns;  // Q^T, dO^T: (D, kGroup * NR), (Dv, kGroup * NR)
 
  private:
-  Lanes prepare(const float* x, int64_t dims, char* to) const {
-    return Lanes::prepare(x, dims, c_.products.scores, kSmallestInput, to);
-  }
-
   const Gradients& c_;
   const GemmKernels& g_;
   int64_t D_, Dv_, bytes_q_, bytes_dout_;
-  Scratch floats_, lanes_, columns_;
+  Scratch lanes_, columns_;
 };
 
 // One task: a chunk of keys of one unit against the rows of a round.

@@ -116,20 +116,6 @@ class PackedChunk {
   bool ready_[16];
 };
 
-// The rows of a panel as the right operand of its scores, in memory of the caller: floats (D, NR),
-// which packing may write one vector beyond, then what the kernel reads.
-Lanes pack_queries(const AttentionProblem& p, const Panel& panel, const Products& products,
-                   char* memory) {
-  const auto x = reinterpret_cast<float*>(memory);
-  const GemmKernels& g = products.scores;
-  pack_panel(p.q, panel, 0, p.head_dim, products.exact, x);
-  return Lanes::prepare(x, p.head_dim, g, kSmallestInput, memory + (p.head_dim + 1) * g.NR * 4);
-}
-int64_t query_bytes(const AttentionProblem& p, const Products& products) {
-  const GemmKernels& g = products.scores;
-  return (p.head_dim + 1) * g.NR * 4 + Lanes::bytes(p.head_dim, g);
-}
-
 // What one thread needs to take a panel through a chunk.
 class Worker {
  public:
@@ -244,7 +230,7 @@ void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Produ
   const GemmKernels& g = products.sums;
   const KernelTable& table = products.table;
   const int64_t count = last - first, length = length_of(p, unit / p.heads_kv);
-  const int64_t state_words = State::words(g, p.head_dim_v), q_bytes = query_bytes(p, products);
+  const int64_t state_words = State::words(g, p.head_dim_v), q_bytes = Lanes::row_bytes(p.head_dim, products);
   const Scratch states((count + 1) * state_words * 4), packed_q(count * q_bytes);
   const auto state_of = [&](int64_t i) {
     return State(states.as<float>() + i * state_words, g.NR);
@@ -254,7 +240,8 @@ void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Produ
   Keys seen{length, 0};
   for (int64_t i = 0; i < count; ++i) {
     const Panel panel = panels.at(unit, p.heads_kv, first + i);
-    queries.push_back(pack_queries(p, panel, products, packed_q.as<char>() + i * q_bytes));
+    queries.push_back(
+        Lanes::of_rows(p.q, panel, p.head_dim, products, packed_q.as<char>() + i * q_bytes));
     const Keys own = seen_by_any(p, panel, length);
     seen = {std::min(seen.begin, own.begin), std::max(seen.end, own.end)};
     state_of(i).clear(g.NR, p.head_dim_v);
@@ -306,8 +293,8 @@ void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const Pr
     const int64_t number = rules.any.first_chunk(kChunk) + task % chunks, key = number * kChunk;
     if (number >= rules.any.last_chunk(kChunk)) return;
     const Units units(products);
-    const Scratch memory(query_bytes(p, products));
-    const Lanes q = pack_queries(p, panel, products, memory.as<char>());
+    const Scratch memory(Lanes::row_bytes(p.head_dim, products));
+    const Lanes q = Lanes::of_rows(p.q, panel, p.head_dim, products, memory.as<char>());
     PackedChunk chunk(p, products);
     chunk.start(i / panels.count(), key, rules.any.end);
     Worker(p, products).run_chunk(panel, rules, q, chunk, state_of(i, task % chunks));

@@ -107,17 +107,25 @@ void advance(Matrix& m, int64_t elements) {
 
 }  // namespace
 
-void pack_panel(const View& x, const Panel& panel, int64_t first, int64_t count,
-                const GemmKernels& g, float* packed) {
-  Matrix lanes = head_matrix(x, panel.batch, panel.head);
+bool lanes_of(const View& x, const Panel& panel, Matrix& lanes) {
+  lanes = head_matrix(x, panel.batch, panel.head);
   const int64_t row = lanes.row, head = x.stride[1];
-  advance(lanes, panel.row * row + first * lanes.col);
+  advance(lanes, panel.row * row);
   lanes.row = lanes.col;
   lanes.col = panel.rows == 1 ? head : row;
-  if (panel.heads == 1 || panel.rows == 1 || head == panel.rows * row) {
+  return panel.heads == 1 || panel.rows == 1 || head == panel.rows * row;
+}
+
+void pack_panel(const View& x, const Panel& panel, int64_t first, int64_t count,
+                const GemmKernels& g, float* packed) {
+  Matrix lanes;
+  const bool regular = lanes_of(x, panel, lanes);
+  advance(lanes, first * lanes.row);
+  if (regular) {
     g.pack_b(lanes, 0, panel.lanes(), 0, count, count, packed);
     return;
   }
+  const int64_t row = x.stride[2], head = x.stride[1];
   for (int64_t k = 0; k < count; ++k) {
     float* line = packed + k * g.NR;
     std::fill(line + panel.lanes(), line + g.NR, 0.0f);

@@ -9,7 +9,7 @@
 namespace tilewright::attention {
 namespace {
 
-constexpr int64_t kFewestDims = 32;  // a tile's depth: below it units would multiply zeros
+constexpr int64_t kDepth = 32;  // of a tile: with fewer dims units would multiply zeros
 
 bool unusual_size(float largest, float smallest) {
   return !(largest < 0x1p59f) || (largest != 0 && largest < smallest);
@@ -24,8 +24,8 @@ bool all_bfloat16(const AttentionProblem& p, const View& more) {
 // rows against many keys would spend their time on making terms. That follows from how keys are
 // kept, never from how many rows there are.
 bool takes_units(const AttentionProblem& p, const KernelTable& t) {
-  return t.gemm_split[0].MR > 0 && !p.paged && !p.latency && p.head_dim >= kFewestDims &&
-         p.head_dim_v >= kFewestDims;
+  return t.gemm_split[0].MR > 0 && !p.paged && !p.latency && p.head_dim >= kDepth &&
+         p.head_dim_v >= kDepth;
 }
 
 const GemmKernels& choose(const AttentionProblem& p, const View& more, const KernelTable& t,
@@ -34,13 +34,24 @@ const GemmKernels& choose(const AttentionProblem& p, const View& more, const Ker
   return all_bfloat16(p, more) ? for_bfloat16 : t.gemm_split[0];
 }
 
+// Rows of bfloat16 that can be packed as they are: one term is all there is of a usual one.
+bool packs_narrow(const Matrix& rows, int64_t count, int64_t dims, const Products& p) {
+  return p.narrow && rows.col == 1 &&
+         p.table.attention.all_usual_bf16(static_cast<const uint16_t*>(rows.data), count, dims,
+                                          rows.row);
+}
+
 }  // namespace
 
 Products::Products(const AttentionProblem& p, const View& more, const KernelTable& t)
     : table(t),
       exact(t.gemm_f32),
       scores(choose(p, more, t, t.gemm_split[2])),
-      sums(choose(p, more, t, t.gemm_bf16_weights)) {}
+      sums(choose(p, more, t, t.gemm_bf16_weights)),
+      narrow(takes_units(p, t) && all_bfloat16(p, more) && p.head_dim % kDepth == 0 &&
+                     p.head_dim_v % kDepth == 0
+                 ? &t.gemm_bf16
+                 : nullptr) {}
 
 // --- lanes ---------------------------------------------------------------------------------------
 
@@ -52,6 +63,21 @@ Lanes Lanes::prepare(const float* x, int64_t kc, const GemmKernels& g, float sma
   bool any = false;
   for (int i = 0; smallest > 0 && i < g.NR; ++i) any |= unusual_size(largest[i], smallest);
   return {x, to, any ? largest : nullptr};
+}
+
+Lanes Lanes::of_rows(const View& x, const Panel& panel, int64_t dims, const Products& p,
+                     char* memory) {
+  const GemmKernels& g = p.scores;
+  const auto floats = reinterpret_cast<float*>(memory);
+  char* const prepared = memory + (dims + 1) * g.NR * 4;
+  Matrix lanes;
+  if (lanes_of(x, panel, lanes) &&
+      packs_narrow({lanes.data, lanes.dtype, lanes.col, lanes.row}, panel.lanes(), dims, p)) {
+    p.narrow->pack_b(lanes, 0, panel.lanes(), 0, dims / 2, dims, prepared);
+    return {nullptr, prepared, nullptr};
+  }
+  pack_panel(x, panel, 0, dims, p.exact, floats);
+  return prepare(floats, dims, g, kSmallestInput, prepared);
 }
 
 bool Lanes::unusual(int lane, float smallest) const {
@@ -69,6 +95,13 @@ void ScoreRows::pack(const Matrix& rows, int64_t count, int64_t dims, const Prod
                      char* memory) {
   const GemmKernels& g = p.scores;
   rows_ = rows, dims_ = dims, memory_ = memory, usual_ = true;
+  if (packs_narrow(rows, count, dims, p)) {
+    for (int64_t i = 0; i < count; i += g.MR) {
+      const int mr = int(std::min<int64_t>(g.MR, count - i));
+      p.narrow->pack_a(rows, i, mr, 0, dims / 2, dims, memory + i / g.MR * g.a_panel_bytes(dims));
+    }
+    return;
+  }
   for (int64_t i = 0; i < count; i += g.MR) {
     const int mr = int(std::min<int64_t>(g.MR, count - i));
     g.pack_a(rows, i, mr, 0, dims, dims, memory + i / g.MR * g.a_panel_bytes(dims));
@@ -91,14 +124,17 @@ void ScoreRows::multiply(int64_t count, const Lanes& lanes, const Products& p,
 
 void ScoreRows::repair(int64_t count, const Lanes& lanes, const Products& p, float* scores) const {
   const GemmKernels &f = p.exact, &g = p.scores;
-  const Scratch packed((f.MR * dims_ + kMaxLanes) * 4), tile(int64_t(f.MR) * f.NR * 4);
+  const Scratch packed((f.MR * dims_ + kMaxLanes) * 4), tile(int64_t(f.MR) * f.NR * 4),
+      widened(lanes.x ? 0 : dims_ * f.NR * 4);
+  if (!lanes.x) p.narrow->widen(lanes.prepared, dims_, widened.as<float>());
+  const float* const x = lanes.x ? lanes.x : widened.as<float>();
   for (int64_t i = 0; i < count; i += f.MR) {
     const int mr = int(std::min<int64_t>(f.MR, count - i));
     f.pack_a(rows_, i, mr, 0, dims_, dims_, packed.as<void>());
-    f.tile(mr, dims_, packed.as<void>(), lanes.x, f.NR, {tile.as<void>(), f.NR});
+    f.tile(mr, dims_, packed.as<void>(), x, f.NR, {tile.as<void>(), f.NR});
     for (int r = 0; r < mr; ++r) {
       const int64_t row = i + r;
-      const bool own = unusual_size(largest(row / g.MR, p)[row % g.MR], kSmallestInput);
+      const bool own = !usual_ && unusual_size(largest(row / g.MR, p)[row % g.MR], kSmallestInput);
       for (int l = 0; l < f.NR; ++l) {
         if (!own && !lanes.unusual(l, kSmallestInput)) continue;
         scores[row * f.NR + l] = tile.as<float>()[r * f.NR + l];
@@ -129,6 +165,13 @@ void SumRows::pack(const Matrix& x, int64_t at, int64_t count) {
   const GemmKernels& f = p_->exact;
   all_.push_back({0, dims_, at, count, x, {}});
   const Matrix turned{x.data, x.dtype, x.col, x.row};  // (n, dims)
+  if (packs_narrow(turned, count, dims_, *p_)) {
+    for (int64_t d = 0; d < dims_; d += g.MR) {
+      p_->narrow->pack_a(x, d, g.MR, 0, divide_up(count, 2), count,
+                         panel(d) + at * g.MR * g.a_bytes);
+    }
+    return;
+  }
   const Scratch block((count * f.NR + kMaxLanes) * 4);
   for (int64_t d = 0; d < dims_; d += f.NR) {
     const int nr = int(std::min<int64_t>(f.NR, dims_ - d));
@@ -138,33 +181,48 @@ void SumRows::pack(const Matrix& x, int64_t at, int64_t count) {
 }
 
 // In registers packing writes one vector more, which the next panel overwrites: rows first.
-void SumRows::pack_panels(const float* x, int count) {
+void SumRows::pack_panels(const View& x, const Panel* panels, const Lanes* lanes, int count) {
   const GemmKernels& g = p_->sums;
-  const int64_t words = dims_ * g.NR;
   for (int64_t d = 0; d < dims_; d += g.MR) {
-    for (int i = 0; i < count; ++i) pack_block(x + i * words, d, int64_t(i) * g.NR);
-  }
-  if (p_->on_matrix_units()) {
     for (int i = 0; i < count; ++i) {
-      all_.push_back({0, dims_, int64_t(i) * g.NR, g.NR, {x + i * words, DType::f32, g.NR, 1}, {}});
+      if (lanes[i].x) pack_block(lanes[i].x + d * g.NR, d, int64_t(i) * g.NR);
     }
-  } else {
-    finite_ = p_->table.attention.all_finite(x, count * words);
+  }
+  for (int i = 0; i < count; ++i) {
+    const int64_t at = int64_t(i) * g.NR;
+    if (!lanes[i].x) {
+      pack_narrow(x, panels[i], at);
+    } else if (p_->on_matrix_units()) {
+      all_.push_back({0, dims_, at, g.NR, {lanes[i].x, DType::f32, g.NR, 1}, {}});
+    } else {
+      finite_ = finite_ && p_->table.attention.all_finite(lanes[i].x, dims_ * g.NR);
+    }
   }
 }
 
-// Rows [first, first + MR) of one of them, columns from `at` on.
+// The rows of a panel, bfloat16, as they are.
+void SumRows::pack_narrow(const View& x, const Panel& rows, int64_t at) {
+  const GemmKernels& g = p_->sums;
+  Matrix m;
+  lanes_of(x, rows, m);
+  all_.push_back({0, dims_, at, rows.lanes(), m, {}});
+  for (int64_t d = 0; d < dims_; d += g.MR) {
+    p_->narrow->pack_a(m, d, g.MR, 0, g.NR / 2, rows.lanes(), panel(d) + at * g.MR * g.a_bytes);
+  }
+}
+
+// Rows [first, first + MR) of a panel's floats, columns from `at` on.
 void SumRows::pack_block(const float* x, int64_t first, int64_t at) {
   const GemmKernels& g = p_->sums;
   const AttentionKernels& a = p_->table.attention;
   const int64_t rows = std::min<int64_t>(g.MR, dims_ - first), words = rows * g.NR;
-  const Matrix block{x + first * g.NR, DType::f32, g.NR, 1};
-  if (!p_->on_matrix_units() || a.all_usual(x + first * g.NR, words)) {
+  const Matrix block{x, DType::f32, g.NR, 1};
+  if (!p_->on_matrix_units() || a.all_usual(x, words)) {
     g.pack_a(block, 0, int(rows), 0, g.NR, g.NR, panel(first) + at * g.MR * g.a_bytes);
     return;
   }
   std::vector<float> own(size_t(g.MR * g.NR));
-  std::copy_n(x + first * g.NR, words, own.data());
+  std::copy_n(x, words, own.data());
   pack_usual(first, at, g.NR, own.data(), {own.data(), DType::f32, g.NR, 1});
 }
 

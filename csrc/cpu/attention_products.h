@@ -31,6 +31,7 @@ struct Products {
   const GemmKernels& exact;   // float32, in registers
   const GemmKernels& scores;  // the same one, or one on matrix units
   const GemmKernels& sums;
+  const GemmKernels* narrow;  // packs bfloat16 as they are, in the layout of one term; may be null
 
   // `more`: another operand, or an empty view.
   Products(const AttentionProblem& p, const View& more, const KernelTable& table);
@@ -55,7 +56,7 @@ class Units {
 
 // A right operand: floats (kc, NR), and what a kernel reads of them.
 struct Lanes {
-  const float* x = nullptr;
+  const float* x = nullptr;  // null where it is bfloat16 that were packed as they are
   const void* prepared = nullptr;
   const float* largest = nullptr;  // (NR,) of |x|; null if no lane is unusual
 
@@ -65,6 +66,12 @@ struct Lanes {
   }
   // `smallest`: below it a largest |x| is unusual; 0: no lane can be unusual.
   static Lanes prepare(const float* x, int64_t kc, const GemmKernels& g, float smallest, void* to);
+  // Elements [0, dims) of x's rows of a panel as the right operand of scores, in memory of the caller.
+  static Lanes of_rows(const View& x, const Panel& panel, int64_t dims, const Products& p,
+                       char* memory);
+  static int64_t row_bytes(int64_t dims, const Products& p) {
+    return (dims + 1) * p.scores.NR * 4 + bytes(dims, p.scores);  // packing writes a vector beyond
+  }
   bool unusual(int lane, float smallest) const;
 };
 constexpr float kSmallestInput = 0x1p-76f, kSmallestWeight = 0x1p-96f;
@@ -100,8 +107,8 @@ class SumRows {
   // Columns [at, at + count): x(d, i) of any dtype and strides. On matrix units `at` is a multiple
   // of NR.
   void pack(const Matrix& x, int64_t at, int64_t count);
-  // All columns: panels (dims, NR) of floats, one after the other.
-  void pack_panels(const float* x, int count);
+  // All columns: x's rows of these panels, which are `lanes` already.
+  void pack_panels(const View& x, const Panel* panels, const Lanes* lanes, int count);
   // sums (dims, NR) = columns [from, from + kc) * lanes; a last partial tile writes lines beyond.
   void multiply(int64_t from, int64_t kc, const Lanes& lanes, float* sums) const;
 
@@ -111,6 +118,7 @@ class SumRows {
     Matrix x;
     std::vector<float> own;  // what x shows, if it is nobody else's
   };
+  void pack_narrow(const View& x, const Panel& rows, int64_t at);
   void pack_block(const float* x, int64_t first, int64_t at);
   void pack_usual(int64_t first, int64_t at, int64_t count, float* block, const Matrix& shown);
   void repair(int64_t d, int mr, int64_t from, int64_t kc, const Lanes& lanes, float* tile) const;

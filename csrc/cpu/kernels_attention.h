@@ -76,6 +76,8 @@ struct AttentionKernels {
   // place (cpu/attention_products.h).
   bool (*all_usual)(const float* x, int64_t n) = nullptr;
   void (*separate)(float* x, int64_t n, float* rest) = nullptr;
+  // all_usual of bfloat16: `lines` of n, `stride` elements apart.
+  bool (*all_usual_bf16)(const uint16_t* x, int64_t lines, int64_t n, int64_t stride) = nullptr;
   // out[lane] = sum over d of a[d][lane] * b[d][lane].
   void (*dot_lanes)(int64_t dims, const float* a, const float* b, float* out) = nullptr;
   // rows (n, keys) of bool, `row` and `col` apart, to 0 (true) and -inf (false).

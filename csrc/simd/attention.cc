@@ -197,6 +197,20 @@ bool all_usual(const float* x, int64_t n) {
   return all<usual>(x, n);
 }
 
+// Sizes are in the order of their bits; one less moves zero to the top.
+bool all_usual_bf16(const uint16_t* x, int64_t lines, int64_t n, int64_t stride) {
+  constexpr uint16_t kLeast = 0x1980, kLimit = 0x5d00;  // 2^-76, 2^59
+  uint16_t most = 0, least = 0xffff;
+  for (; lines > 0; --lines, x += stride) {
+    for (int64_t i = 0; i < n; ++i) {
+      const auto size = uint16_t(x[i] & 0x7fff), below = uint16_t(size - 1);
+      most = most > size ? most : size;
+      least = least < below ? least : below;
+    }
+  }
+  return most < kLimit && least >= kLeast - 1;
+}
+
 void separate(float* x, int64_t n, float* rest) {
   for (int64_t i = 0; i < n; i += kWidth) {
     const int64_t count = n - i < kWidth ? n - i : kWidth;
@@ -228,9 +242,10 @@ void expand_bool(const uint8_t* mask, int64_t row, int64_t col, int n, int64_t k
 }  // namespace
 
 void fill_attention(KernelTable& table) {
-  table.attention = {kBlock,     softmax,     {},       weights,    score_gradient,
-                     drop,       rescale_add, combine,  store_rows, guarded_tile,
-                     all_finite, all_usual,   separate, dot_lanes,  expand_bool};
+  table.attention = {kBlock,     softmax,     {},       weights,        score_gradient,
+                     drop,       rescale_add, combine,  store_rows,     guarded_tile,
+                     all_finite, all_usual,   separate, all_usual_bf16, dot_lanes,
+                     expand_bool};
 }
 
 }  // namespace tilewright::ISA
