@@ -15,6 +15,9 @@ from harness import same_bits
 
 pytestmark = pytest.mark.usefixtures("isa")
 B, H, HKV, T, D = 1, 2, 1, 150, 40
+BF16 = np.dtype(ml_dtypes.bfloat16)
+# Heads of whole tiles in bfloat16 are packed as they are.
+TYPES = pytest.mark.parametrize(("dtype", "D"), [(np.float32, D), (BF16, D), (BF16, 64)])
 
 
 def check(q, k, v, **kwargs):
@@ -26,13 +29,16 @@ def check(q, k, v, **kwargs):
     return got
 
 
+@TYPES
 @pytest.mark.parametrize("power", [-126, -110, -77, -76, -75, -40, 40, 58, 59, 60, 90, 126])
-def test_any_exponent_of_a_row_of_keys_or_queries(power):
-    q, k, v = arrays(B, H, HKV, T, T, D)
+def test_any_exponent_of_a_row_of_keys_or_queries(power, dtype, D):
+    q, k, v = arrays(B, H, HKV, T, T, D, dtype)
     for large, other in ((k[:, :, 3:90:7], q), (q[:, :, 5:140:9], k)):
         kept, kept_other = large.copy(), other.copy()
-        large *= np.float32(2.0**power)
-        other *= np.float32(2.0 ** np.clip(-power, -100, 100))  # usual scores where it is scaled
+        large *= large.dtype.type(2.0**power)
+        other *= large.dtype.type(
+            2.0 ** np.clip(-power, -100, 100)
+        )  # usual scores where it is scaled
         check(q, k, v, scale=1.0)
         large[...], other[...] = kept, kept_other
 
@@ -45,17 +51,18 @@ def test_any_exponents_whose_products_are_usual(power):
 
 @pytest.mark.parametrize("power", [-140, -126, -100, -77, -76, 58, 59, 60, 100, 119])
 @pytest.mark.parametrize("where", ["all", "an element", "a key"])
-def test_any_exponent_of_values(power, where):
-    q, k, v = arrays(B, H, HKV, T, T, D)
+@TYPES
+def test_any_exponent_of_values(power, where, dtype, D):
+    q, k, v = arrays(B, H, HKV, T, T, D, dtype)
     index = {"all": np.s_[:], "an element": np.s_[:, :, 77, 5], "a key": np.s_[:, :, 130]}[where]
-    v[index] *= np.float32(2.0**power)
+    v[index] *= v.dtype.type(2.0**power)
     check(q, k, v)
     check(q, k, v, causal=True)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@TYPES
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**127, 2.0**-120])
-def test_what_a_row_does_not_see_leaves_its_bits_alone(bad, dtype):
+def test_what_a_row_does_not_see_leaves_its_bits_alone(bad, dtype, D):
     q, k, v = arrays(B, H, HKV, T, T, D, dtype)
     want, lse = tw.attention(q, k, v, causal=True, return_lse=True)
     row = 70
@@ -79,16 +86,17 @@ def test_what_is_not_finite_reaches_the_rows_that_see_it(bad):
 
 @pytest.mark.parametrize("power", [-118, -100, -80, -60, 60, 80])
 @pytest.mark.parametrize("which", ["dout", "q", "k", "v"])
-def test_any_exponent_of_what_gradients_are_made_of(which, power):
-    q, k, v = arrays(B, H, HKV, T, T, D)
-    dout = arrays(B, H, 1, T, 1, D, seed=1)[0]
+@TYPES
+def test_any_exponent_of_what_gradients_are_made_of(which, power, dtype, D):
+    q, k, v = arrays(B, H, HKV, T, T, D, dtype)
+    dout = arrays(B, H, 1, T, 1, D, dtype, seed=1)[0]
     want = [g.astype(np.float64) for g in gradients(q, k, v, dout, scale=1.0)]
-    factor = np.float32(2.0**power)
+    factor = q.dtype.type(2.0**power)
     inputs = {"q": q, "k": k, "v": v, "dout": dout}
     # A power of two changes no mantissa: scores stay, and gradients are those of before, scaled.
-    scale = 1 / factor if which in ("q", "k") else 1.0
+    scale = 2.0**-power if which in ("q", "k") else 1.0
     inputs[which] *= factor
-    got = gradients(q, k, v, dout, scale=float(scale))
+    got = gradients(q, k, v, dout, scale=scale)
     powers = {
         "dout": (power, power, power),
         "q": (-power, 0, 0),
@@ -97,7 +105,18 @@ def test_any_exponent_of_what_gradients_are_made_of(which, power):
     }[which]
     for g, w, p in zip(got, want, powers, strict=True):
         size = np.abs(w).max()
-        assert np.abs(np.ldexp(g.astype(np.float64), -p) - w).max() <= 1e-5 * size
+        allowed = 1e-5 if dtype == np.float32 else 2 * tolerance.UNIT_ROUNDOFF[BF16]
+        assert np.abs(np.ldexp(g.astype(np.float64), -p) - w).max() <= allowed * size
+
+
+@pytest.mark.parametrize("rows", [1, 31, 33, 150])
+def test_gradients_in_bfloat16_are_those_in_float32(rows):
+    inputs = [x[:, :, :rows] for x in arrays(B, H, H, T, T, 64, BF16)]
+    inputs.append(arrays(B, H, 1, rows, 1, 64, BF16, seed=1)[0])
+    wide = gradients(*(x.astype(np.float32) for x in inputs))
+    u = tolerance.UNIT_ROUNDOFF[BF16]
+    for got, want in zip(gradients(*inputs), wide, strict=True):
+        assert np.abs(got.astype(np.float32) - want).max() <= 4 * u * np.abs(want).max()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -172,15 +172,15 @@ FAULTS = {  # a file of csrc/simd, a text of it, and what replaces it
     "none": ("gemm_split.cc", "", ""),
     "terms cut off": ("terms.h", " + 0x8000u", ""),
     "a1 b1 left out": (
-        "gemm_split.cc",
+        "split_tiles.h",
         "if constexpr (TermsA == 3) multiply_all<w, both>();  // a1 b1",
         "",
     ),
-    "a0 b2 left out": ("gemm_split.cc", "multiply_all<w, both>();  // a0 b2", ""),
+    "a0 b2 left out": ("split_tiles.h", "multiply_all<w, both>();  // a0 b2", ""),
     "no third term of b": (
-        "gemm_split.cc",
-        "load_b(b + 2 * kTermBytes);",
-        "load_b(b + kTermBytes);",
+        "split_tiles.h",
+        "load_right(b + 2 * kTermBytes);",
+        "load_right(b + kTermBytes);",
     ),
     "pairs the wrong way round": (
         "gemm_split.cc",

@@ -51,10 +51,6 @@ constexpr int kGroup = 4;
 constexpr int64_t kWaveBytes = 64 << 20;
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-int64_t round_up(int64_t a, int64_t b) {
-  return divide_up(a, b) * b;
-}
-
 struct Gradients {
   const AttentionProblem& p;
   const AttentionGradients& g;
@@ -162,8 +158,9 @@ class ChunkTask {
         bytes_c_(SumRows::bytes(D_, a_.block, c.products)),
         keys_(divide_up(kKeys, a_.block) * (bytes_k_ + bytes_v_ + bytes_c_)),
         scores_((c.p.softcap == 0 ? 2 : 3) * (a_.block + c.products.scores.MR) * g_.NR * 4),
-        turned_(2 * (kGroup * g_.NR * round_up(a_.block, g_.NR) + kMaxLanes) * 4),
-        weights_(Lanes::bytes(std::max<int64_t>(kGroup * g_.NR, a_.block), c.products.sums)),
+        turned_p_(kGroup, a_.block, c.products),
+        turned_ds_(kGroup, a_.block, c.products),
+        weights_(Lanes::bytes(a_.block, c.products.sums)),
         product_((std::max(D_, Dv_) + c.products.sums.MR) * g_.NR * 4),
         bias_(c.p.mask ? (2 * a_.block + 2) * g_.NR * 4 : 0),
         rows_(c) {}
@@ -221,13 +218,6 @@ class ChunkTask {
     ready_[block] = true;
   }
 
-  // Where the turned P (which = 0) and dS (1) of a panel of keys and of row panel i begin: (kGroup
-  // * NR rows, NR keys).
-  float* turned(int which, int64_t key, int i) const {
-    const int64_t words = kGroup * g_.NR * round_up(a_.block, g_.NR) + kMaxLanes;
-    return turned_.as<float>() + which * words + (key * kGroup + i * g_.NR) * g_.NR;
-  }
-
   template <class DQ>
   void run_block(int64_t block, int64_t key, int64_t keys, float* sums, const DQ& dq) {
     int first = kGroup, last = 0;
@@ -235,23 +225,18 @@ class ChunkTask {
       const bool seen = run_panel(i, block, key, keys, dq(i));
       if (seen) first = std::min(first, i), last = i + 1;
       for (int64_t k = 0; k < keys; k += g_.NR) {
-        for (int which = 0; which < 2; ++which) {
-          if (!seen) {
-            std::fill_n(turned(which, k, i), g_.NR * g_.NR, 0.0f);
-            continue;
-          }
-          const Matrix m{score(which), DType::f32, 1, g_.NR};  // (row, key)
-          g_.pack_b(m, k, int(std::min<int64_t>(g_.NR, keys - k)), 0, g_.NR, g_.NR,
-                    turned(which, k, i));
-        }
+        const int n = int(std::min<int64_t>(g_.NR, keys - k));
+        turned_p_.put(k, i, seen ? score(0) + k * g_.NR : nullptr, n);
+        turned_ds_.put(k, i, seen ? score(1) + k * g_.NR : nullptr, n);
       }
     }
     if (last == 0) return;
     const int64_t from = first * g_.NR, rows = (last - first) * g_.NR;
     for (int64_t k = 0; k < keys; k += g_.NR) {
       const int64_t at = key - first_ + k;
-      add(rows_.dout_columns, Dv_, from, rows, turned(0, k, first), sums + kKeys * D_ + at * Dv_);
-      add(rows_.q_columns, D_, from, rows, turned(1, k, first), sums + at * D_);
+      add(rows_.dout_columns, Dv_, from, rows, turned_p_.get(k, first, last),
+          sums + kKeys * D_ + at * Dv_);
+      add(rows_.q_columns, D_, from, rows, turned_ds_.get(k, first, last), sums + at * D_);
     }
   }
 
@@ -270,22 +255,31 @@ class ChunkTask {
     v_rows_[block].multiply(keys, rows_.dout[i], c_.products, score(1));
     float* derivative = c_.p.softcap == 0 ? nullptr : score(2);
     const ScoreBlock s{score(0), bias, derivative, keys, rules.of_block(c_.p, key, keys)};
-    a_.weights(s, rows_.lse[i]);
-    if (c_.p.drops()) drop(c_.p, rows_.panel[i], key, keys, a_, score(1));
-    a_.score_gradient(keys, score(0), rows_.delta[i], derivative, score(1));
-    if (c_.p.drops()) drop(c_.p, rows_.panel[i], key, keys, a_, score(0));
-    add(k_columns_[block], D_, 0, keys, score(1), dq);
+    add(k_columns_[block], D_, 0, keys, weigh(i, s, key), dq);
     return true;
+  }
+  // Scores and dP become P and dS; the latter as the right operand of dQ.
+  Lanes weigh(int i, const ScoreBlock& s, int64_t key) const {
+    const float *const lse = rows_.lse[i], *const delta = rows_.delta[i];
+    const auto to_terms = a_.gradient_to_terms[c_.products.terms()];
+    if (to_terms && !s.derivative && !c_.p.drops()) {
+      to_terms(s, lse, delta, score(1), weights_.as<void>());
+      return Lanes::prepared_from(score(1), s.keys, c_.products.sums, kSmallestWeight,
+                                  weights_.as<void>());
+    }
+    a_.weights(s, lse);
+    if (c_.p.drops()) drop(c_.p, rows_.panel[i], key, s.keys, a_, score(1));
+    a_.score_gradient(s.keys, s.scores, delta, s.derivative, score(1));
+    if (c_.p.drops()) drop(c_.p, rows_.panel[i], key, s.keys, a_, s.scores);
+    return Lanes::prepare(score(1), s.keys, c_.products.sums, kSmallestWeight, weights_.as<void>());
   }
   float* score(int which) const {
     return scores_.as<float>() + which * (a_.block + c_.products.scores.MR) * g_.NR;
   }
   // sum (dims, NR) += columns [from, from + n) of x, times P or dS (n, NR).
-  void add(const SumRows& x, int64_t dims, int64_t from, int64_t n, const float* weights,
+  void add(const SumRows& x, int64_t dims, int64_t from, int64_t n, const Lanes& weights,
            float* sum) const {
-    const Lanes lanes =
-        Lanes::prepare(weights, n, c_.products.sums, kSmallestWeight, weights_.as<void>());
-    x.multiply(from, n, lanes, product_.as<float>());
+    x.multiply(from, n, weights, product_.as<float>());
     a_.rescale_add(dims, kOnes, product_.as<float>(), sum);
   }
 
@@ -296,7 +290,9 @@ class ChunkTask {
   const GemmKernels& g_;
   const AttentionKernels& a_;
   int64_t D_, Dv_, unit_, first_, length_, end_, bytes_k_, bytes_v_, bytes_c_;
-  Scratch keys_, scores_, turned_, weights_, product_, bias_;
+  Scratch keys_, scores_;
+  TurnedWeights turned_p_, turned_ds_;
+  Scratch weights_, product_, bias_;
   ScoreRows k_rows_[kMostBlocks], v_rows_[kMostBlocks];
   SumRows k_columns_[kMostBlocks];
   bool ready_[kMostBlocks] = {};

@@ -56,10 +56,9 @@ struct State {
 
   static int64_t words(const GemmKernels& g, int64_t dims) { return (2 + dims + g.MR) * g.NR; }
   State(float* memory, int NR) : max(memory), sum(memory + NR), out(memory + 2 * NR) {}
-  void clear(int NR, int64_t dims) {
+  void clear(int NR) const {  // but for out
     std::fill(max, max + NR, -kInf);
     std::fill(sum, sum + NR, 0.0f);
-    std::fill(out, out + dims * NR, 0.0f);
   }
 };
 
@@ -116,7 +115,20 @@ class PackedChunk {
   bool ready_[16];
 };
 
-// What one thread needs to take a panel through a chunk.
+// A panel's way through a chunk: what its keys say, `own`, joins `all` at the end; or is `all`.
+struct Visit {
+  Panel panel{};
+  PanelRules rules;
+  const Lanes* q = nullptr;
+  State own{nullptr, 0}, all{nullptr, 0};
+  bool begun = false;  // own.out holds sums
+};
+
+// What one thread needs to take panels through a chunk.
+//
+// On matrix units three blocks are under way, of whatever panels: beside the softmax of one, the
+// scores of the next one and the sums of the one before are multiplied. So units and registers work
+// at once, and neither waits for the other's results.
 class Worker {
  public:
   Worker(const AttentionProblem& p, const Products& products)
@@ -126,37 +138,42 @@ class Worker {
         a_(products.table.attention),
         score_words_((a_.block + g_.MR) * g_.NR),
         bias_words_(p.mask ? (2 * a_.block + 2) * g_.NR : 0),
+        state_words_(State::words(g_, p.head_dim_v)),
+        weight_bytes_(Lanes::bytes(a_.block, g_)),
         blocks_(2 * (score_words_ + bias_words_) * 4),
-        weights_(Lanes::bytes(a_.block, g_)),
-        sums_((p.head_dim_v + g_.MR) * g_.NR * 4) {}
+        weights_(2 * weight_bytes_),
+        sums_((p.head_dim_v + g_.MR) * g_.NR * 4),
+        states_(kVisits * state_words_ * 4) {}
 
-  // state = what the chunk's keys say about the panel, whose rows are q. The scores of the next block
-  // come before the sums of this one: neither product waits for a softmax then, nor the softmax for
-  // them (on matrix units; elsewhere it costs nothing).
+  // What the chunk's keys say about the panel, whose rows are q, becomes `all` or joins it; not
+  // before finish(). Until then q and the chunk have to stay.
   void run_chunk(const Panel& panel, const PanelRules& rules, const Lanes& q, PackedChunk& chunk,
-                 State state) {
-    state.clear(g_.NR, p_.head_dim_v);
-    Block now = next_block(panel, rules, chunk, first_visible(rules, chunk), 0);
-    if (now.keys > 0) now.packed->k.multiply(now.keys, q, products_, now.scores);
-    for (int turn = 1; now.keys > 0; ++turn) {
-      float alpha[kMaxLanes];
-      const ScoreBlock s{now.scores, now.bias, nullptr, now.keys,
-                         rules.of_block(p_, now.key, now.keys)};
-      const Lanes weights = softmax(panel, s, now.key, now.packed->v.usual(), state, alpha);
-      const Block next = next_block(panel, rules, chunk, now.key + a_.block, turn % 2);
-      if (next.keys > 0) next.packed->k.multiply(next.keys, q, products_, next.scores);
-      now.packed->v.multiply(0, now.keys, weights, sums_.as<float>());
-      a_.rescale_add(p_.head_dim_v, alpha, sums_.as<float>(), state.out);
-      now = next;
-    }
+                 State all, bool join) {
+    Visit& visit = visits_[at_];
+    const State own(join ? states_.as<float>() + at_ * state_words_ : all.max, g_.NR);
+    visit = {panel, rules, &q, own, all, false};
+    own.clear(g_.NR);
+    Block block = next_block(visit, chunk, first_visible(rules, chunk));
+    if (block.keys > 0) at_ = (at_ + 1) % kVisits;
+    for (; block.keys > 0; block = next_block(visit, chunk, block.key + a_.block)) take(block);
+    now_.visit == &visit ? void(now_.last = true) : leave(visit);
+  }
+  void finish() {
+    while (now_.keys > 0 || before_.keys > 0) advance({});
   }
 
  private:
-  // Keys [key, key + keys) of a chunk; none: no block is left.
+  static constexpr int kVisits = 3;  // as many as there are blocks under way
+
+  // Keys [key, key + keys) of a chunk for a visit; none: no block.
   struct Block {
+    Visit* visit = nullptr;
     int64_t key = 0, keys = 0;
     const PackedChunk::Block* packed = nullptr;
     float *scores = nullptr, *bias = nullptr;
+    char* weights = nullptr;
+    float* alpha = nullptr;
+    bool last = false;  // of the visit
   };
 
   int64_t first_visible(const PanelRules& rules, const PackedChunk& chunk) const {
@@ -164,43 +181,111 @@ class Worker {
            std::max<int64_t>(0, rules.any.begin - chunk.first()) / a_.block * a_.block;
   }
 
-  // The first block from `key` on that the mask does not hide; its scores and mask by turns.
-  Block next_block(const Panel& panel, const PanelRules& rules, PackedChunk& chunk, int64_t key,
-                   int turn) const {
-    const int64_t end = std::min(chunk.end(), rules.any.end);
-    float* const scores = blocks_.as<float>() + turn * (score_words_ + bias_words_);
+  // The first block from `key` on that the mask does not hide; memory by turns.
+  Block next_block(Visit& visit, PackedChunk& chunk, int64_t key) {
+    const int64_t end = std::min(chunk.end(), visit.rules.any.end);
+    float* const scores = blocks_.as<float>() + turn_ * (score_words_ + bias_words_);
     float *const rows = scores + score_words_, *const bias = rows + (a_.block + 1) * g_.NR;
     for (; key < end; key += a_.block) {
       const int64_t keys = std::min<int64_t>(a_.block, end - key);
-      if (p_.mask && !load_bias(p_, panel, key, keys, products_.table, rows, bias)) continue;
-      return {key, keys, &chunk.block((key - chunk.first()) / a_.block), scores,
-              p_.mask ? bias : nullptr};
+      if (p_.mask && !load_bias(p_, visit.panel, key, keys, products_.table, rows, bias)) continue;
+      const Block block{&visit,
+                        key,
+                        keys,
+                        &chunk.block((key - chunk.first()) / a_.block),
+                        scores,
+                        p_.mask ? bias : nullptr,
+                        weights_.as<char>() + turn_ * weight_bytes_,
+                        alpha_[turn_]};
+      turn_ = 1 - turn_;
+      return block;
     }
     return {};
   }
 
-  // Weights, after dropout, as the right operand of sums; `usual`: those don't ask for floats. How
-  // weights are made must not follow from that, or a row would feel values that it does not see.
-  Lanes softmax(const Panel& panel, const ScoreBlock& s, int64_t key, bool usual, State state,
-                float* alpha) const {
-    const auto by_terms = a_.softmax_by_terms[g_.prepared_bytes / 2];
-    if (by_terms) {
-      by_terms(s, !usual || p_.drops(), state.max, state.sum, alpha, weights_.as<void>());
-      if (!p_.drops()) return {s.scores, weights_.as<void>(), nullptr};
+  ScoreBlock score_block(const Block& b) const {
+    return {b.scores, b.bias, nullptr, b.keys, b.visit->rules.of_block(p_, b.key, b.keys)};
+  }
+
+  void take(const Block& b) {
+    if (a_.softmax_beside[terms()] && !p_.drops() && b.packed->v.usual()) return advance(b);
+    finish();
+    multiply_scores(b);
+    const Lanes weights = softmax(b);
+    b.packed->v.multiply(0, b.keys, weights, sums_of(b));
+    add_sums(b);
+  }
+  int terms() const { return g_.prepared_bytes / 2; }
+
+  // One block further.
+  void advance(const Block& next) {
+    if (now_.keys == 0) {
+      if (next.keys > 0) multiply_scores(next);
+      if (before_.keys > 0)
+        before_.packed->v.multiply(0, before_.keys, lanes_of(before_), sums_of(before_));
     } else {
-      a_.softmax(s, state.max, state.sum, alpha);
+      const State& state = now_.visit->own;
+      TileProduct scores, sums;
+      if (next.keys > 0) {
+        scores = next.packed->k.product(next.keys, *next.visit->q, products_, next.scores);
+      }
+      if (before_.keys > 0) {
+        sums = before_.packed->v.product(before_.keys, before_.weights, sums_of(before_));
+      }
+      a_.softmax_beside[terms()](score_block(now_), state.max, state.sum, now_.alpha, now_.weights,
+                                 scores, sums);
+      if (next.keys > 0) next.packed->k.settle(next.keys, *next.visit->q, products_, next.scores);
     }
-    if (p_.drops()) drop(p_, panel, key, s.keys, a_, s.scores);
+    if (before_.keys > 0) add_sums(before_);
+    before_ = now_, now_ = next;
+  }
+  static Lanes lanes_of(const Block& b) { return {b.scores, b.weights, nullptr}; }
+
+  void multiply_scores(const Block& b) const {
+    b.packed->k.multiply(b.keys, *b.visit->q, products_, b.scores);
+  }
+  // Where sums go: a visit's first are its state.
+  float* sums_of(const Block& b) const {
+    return b.visit->begun ? sums_.as<float>() : b.visit->own.out;
+  }
+  void add_sums(const Block& b) {
+    Visit& visit = *b.visit;
+    if (visit.begun) a_.rescale_add(p_.head_dim_v, b.alpha, sums_.as<float>(), visit.own.out);
+    visit.begun = true;
+    if (b.last) leave(visit);
+  }
+  void leave(const Visit& v) const {
+    if (!v.begun) std::fill(v.own.out, v.own.out + p_.head_dim_v * g_.NR, 0.0f);
+    if (v.own.out == v.all.out) return;
+    a_.combine(p_.head_dim_v, v.own.max, v.own.sum, v.own.out, v.all.max, v.all.sum, v.all.out);
+  }
+
+  // Weights, after dropout, as the right operand of sums. How they are made must not follow from the
+  // values that they weigh, or a row would feel what it does not see.
+  Lanes softmax(const Block& b) const {
+    const ScoreBlock s = score_block(b);
+    const State& state = b.visit->own;
+    if (const auto by_terms = a_.softmax_by_terms[terms()]) {
+      by_terms(s, true, state.max, state.sum, b.alpha, b.weights);
+      if (!p_.drops()) return lanes_of(b);
+    } else {
+      a_.softmax(s, state.max, state.sum, b.alpha);
+    }
+    if (p_.drops()) drop(p_, b.visit->panel, b.key, s.keys, a_, s.scores);
     // Weights are at most 1, and what is lost of small ones is small beside the row's largest.
-    return Lanes::prepare(s.scores, s.keys, g_, 0, weights_.as<void>());
+    return Lanes::prepare(s.scores, s.keys, g_, 0, b.weights);
   }
 
   const AttentionProblem& p_;
   const Products& products_;
   const GemmKernels& g_;
   const AttentionKernels& a_;
-  const int64_t score_words_, bias_words_;
-  Scratch blocks_, weights_, sums_;
+  const int64_t score_words_, bias_words_, state_words_, weight_bytes_;
+  Scratch blocks_, weights_, sums_, states_;
+  float alpha_[2][kMaxLanes];
+  Visit visits_[kVisits];
+  Block now_, before_;
+  int at_ = 0, turn_ = 0;
 };
 
 // out = O / sum, lse = max + log(sum); a row that saw nothing gets 0 and -inf.
@@ -230,12 +315,12 @@ void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Produ
   const GemmKernels& g = products.sums;
   const KernelTable& table = products.table;
   const int64_t count = last - first, length = length_of(p, unit / p.heads_kv);
-  const int64_t state_words = State::words(g, p.head_dim_v), q_bytes = Lanes::row_bytes(p.head_dim, products);
-  const Scratch states((count + 1) * state_words * 4), packed_q(count * q_bytes);
+  const int64_t state_words = State::words(g, p.head_dim_v),
+                q_bytes = Lanes::row_bytes(p.head_dim, products);
+  const Scratch states(count * state_words * 4), packed_q(count * q_bytes);
   const auto state_of = [&](int64_t i) {
     return State(states.as<float>() + i * state_words, g.NR);
   };
-  const State chunk_state = state_of(count);
   std::vector<Lanes> queries;
   Keys seen{length, 0};
   for (int64_t i = 0; i < count; ++i) {
@@ -244,7 +329,9 @@ void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Produ
         Lanes::of_rows(p.q, panel, p.head_dim, products, packed_q.as<char>() + i * q_bytes));
     const Keys own = seen_by_any(p, panel, length);
     seen = {std::min(seen.begin, own.begin), std::max(seen.end, own.end)};
-    state_of(i).clear(g.NR, p.head_dim_v);
+    if (own.begin < own.end) continue;
+    state_of(i).clear(g.NR);
+    std::fill_n(state_of(i).out, p.head_dim_v * g.NR, 0.0f);
   }
   PackedChunk chunk(p, products);
   Worker worker(p, products);
@@ -254,16 +341,11 @@ void run_panels(const AttentionProblem& p, const AttentionOutput& o, const Produ
       const Panel panel = panels.at(unit, p.heads_kv, first + i);
       const PanelRules rules(p, panel, length);
       if (!rules.any.meets(key, key + kChunk)) continue;
-      const State state = state_of(i);
-      const Lanes& q = queries[size_t(i)];
-      if (rules.any.begin >= key) {  // its first: joining an empty state would copy the chunk's
-        worker.run_chunk(panel, rules, q, chunk, state);
-      } else {
-        worker.run_chunk(panel, rules, q, chunk, chunk_state);
-        table.attention.combine(p.head_dim_v, chunk_state.max, chunk_state.sum, chunk_state.out,
-                                state.max, state.sum, state.out);
-      }
+      // its first keys: joining an empty state would copy the chunk's
+      const bool join = rules.any.begin < key;
+      worker.run_chunk(panel, rules, queries[size_t(i)], chunk, state_of(i), join);
     }
+    worker.finish();
   }
   for (int64_t i = 0; i < count; ++i) {
     finish(o, panels.at(unit, p.heads_kv, first + i), p.head_dim_v, state_of(i), table);
@@ -297,7 +379,9 @@ void run_by_chunks(const AttentionProblem& p, const AttentionOutput& o, const Pr
     const Lanes q = Lanes::of_rows(p.q, panel, p.head_dim, products, memory.as<char>());
     PackedChunk chunk(p, products);
     chunk.start(i / panels.count(), key, rules.any.end);
-    Worker(p, products).run_chunk(panel, rules, q, chunk, state_of(i, task % chunks));
+    Worker worker(p, products);
+    worker.run_chunk(panel, rules, q, chunk, state_of(i, task % chunks), false);
+    worker.finish();
   });
   parallel_for(count, 0.1 * double(count * chunks * state_words), [&](int64_t i) {
     const Panel panel = panel_of(i);

@@ -58,11 +58,17 @@ Products::Products(const AttentionProblem& p, const View& more, const KernelTabl
 Lanes Lanes::prepare(const float* x, int64_t kc, const GemmKernels& g, float smallest, void* to) {
   if (!g.prepare) return {x, x, nullptr};
   g.prepare({x, g.NR, kc, kc, true, to}, 0, (kc + g.k_step - 1) / g.k_step * g.k_step);
-  const auto largest =
-      reinterpret_cast<const float*>(static_cast<char*>(to) + g.prepared_panel_bytes(kc)) - g.NR;
+  return prepared_from(x, kc, g, smallest, to);
+}
+
+Lanes Lanes::prepared_from(const float* x, int64_t kc, const GemmKernels& g, float smallest,
+                           const void* prepared) {
+  const auto largest = reinterpret_cast<const float*>(static_cast<const char*>(prepared) +
+                                                      g.prepared_panel_bytes(kc)) -
+                       g.NR;
   bool any = false;
   for (int i = 0; smallest > 0 && i < g.NR; ++i) any |= unusual_size(largest[i], smallest);
-  return {x, to, any ? largest : nullptr};
+  return {x, prepared, any ? largest : nullptr};
 }
 
 Lanes Lanes::of_rows(const View& x, const Panel& panel, int64_t dims, const Products& p,
@@ -82,6 +88,56 @@ Lanes Lanes::of_rows(const View& x, const Panel& panel, int64_t dims, const Prod
 
 bool Lanes::unusual(int lane, float smallest) const {
   return largest && unusual_size(largest[lane], smallest);
+}
+
+// --- turned weights ------------------------------------------------------------------------------
+
+TurnedWeights::TurnedWeights(int panels, int64_t keys, const Products& p)
+    : p_(p),
+      panels_(panels),
+      steps_(divide_up(keys, p.exact.NR) * panels),
+      step_bytes_(p.exact.NR * p.exact.NR * p.sums.prepared_bytes),
+      memory_(steps_ * step_bytes_),
+      largest_(steps_ * p.exact.NR * 4),
+      floats_((steps_ * p.exact.NR * p.exact.NR + kMaxLanes) * 4),
+      kept_(size_t(steps_)) {}
+
+void TurnedWeights::put(int64_t at, int i, const float* x, int count) {
+  const GemmKernels& g = p_.exact;
+  const auto turn = p_.table.attention.turn_to_terms[p_.terms()];
+  float* const most = largest(at, i);
+  if (!x) {
+    std::fill_n(step(at, i), step_bytes_, 0);
+    std::fill_n(most, g.NR, 0.0f);
+  } else if (turn) {
+    turn(x, count, step(at, i), most);
+  }
+  const bool keep = !turn || std::any_of(most, most + g.NR, [](float size) {
+    return unusual_size(size, kSmallestWeight);
+  });
+  kept_[size_t(number(at, i))] = keep;
+  if (!keep) return;
+  x ? g.pack_b({x, DType::f32, 1, g.NR}, 0, count, 0, g.NR, g.NR, floats(at, i))
+    : void(std::fill_n(floats(at, i), g.NR * g.NR, 0.0f));
+}
+
+Lanes TurnedWeights::get(int64_t at, int first, int last) const {
+  const AttentionKernels& a = p_.table.attention;
+  float* const x = floats(at, first);
+  if (!p_.on_matrix_units()) return {x, x, nullptr};
+  float* const most = largest(at, first);
+  bool any = false;
+  for (int l = 0; l < p_.sums.NR; ++l) {
+    for (int i = first + 1; i < last; ++i) most[l] = std::max(most[l], largest(at, i)[l]);
+    any |= unusual_size(most[l], kSmallestWeight);
+  }
+  if (!any) return {nullptr, step(at, first), nullptr};
+  for (int i = first; i < last; ++i) {
+    if (!kept_[size_t(number(at, i))]) {
+      a.widen_terms[p_.terms()](step(at, i), p_.sums.NR, floats(at, i));
+    }
+  }
+  return {x, step(at, first), most};
 }
 
 // --- scores --------------------------------------------------------------------------------------
@@ -113,13 +169,16 @@ void ScoreRows::pack(const Matrix& rows, int64_t count, int64_t dims, const Prod
 
 void ScoreRows::multiply(int64_t count, const Lanes& lanes, const Products& p,
                          float* scores) const {
+  if (const auto by_terms = p.table.attention.scores_by_terms[p.terms()]) {
+    by_terms(product(count, lanes, p, scores));
+    return settle(count, lanes, p, scores);
+  }
   const GemmKernels& g = p.scores;
   for (int64_t i = 0; i < count; i += g.MR) {
     const int mr = int(std::min<int64_t>(g.MR, count - i));
     g.tile(mr, dims_, memory_ + i / g.MR * g.a_panel_bytes(dims_), lanes.prepared, g.NR,
            {scores + i * g.NR, g.NR});
   }
-  if (!usual_ || lanes.largest) repair(count, lanes, p, scores);
 }
 
 void ScoreRows::repair(int64_t count, const Lanes& lanes, const Products& p, float* scores) const {
@@ -244,26 +303,38 @@ void SumRows::pack_usual(int64_t first, int64_t at, int64_t count, float* block,
 
 void SumRows::multiply(int64_t from, int64_t kc, const Lanes& lanes, float* sums) const {
   const GemmKernels& g = p_->sums;
+  const AttentionKernels& attention = p_->table.attention;
+  const auto by_terms = attention.sums_by_terms[p_->terms()];
+  if (by_terms) {
+    by_terms({memory_ + from * g.MR * g.a_bytes, p_->sums.a_panel_bytes(n_), dims_, kc,
+              lanes.prepared, sums});
+    if (rest_.empty() && !lanes.largest) return;
+  }
   for (int64_t d = 0; d < dims_; d += g.MR) {
     const int mr = int(std::min<int64_t>(g.MR, dims_ - d));
     const char* const a = panel(d) + from * g.MR * g.a_bytes;
     float* const tile = sums + d * g.NR;
-    if (!finite_) {
-      p_->table.attention.guarded_tile(mr, kc, reinterpret_cast<const float*>(a), lanes.x, tile);
-      continue;
+    if (by_terms) {
+      repair(d, mr, from, kc, lanes, tile);
+    } else if (finite_) {
+      g.tile(mr, kc, a, lanes.prepared, g.NR, {tile, g.NR});
+    } else {
+      attention.guarded_tile(mr, kc, reinterpret_cast<const float*>(a), lanes.x, tile);
     }
-    g.tile(mr, kc, a, lanes.prepared, g.NR, {tile, g.NR});
-    if (!rest_.empty() || lanes.largest) repair(d, mr, from, kc, lanes, tile);
   }
 }
 
 void SumRows::repair(int64_t d, int mr, int64_t from, int64_t kc, const Lanes& lanes,
                      float* tile) const {
-  add_exact(rest_, d, mr, from, kc, lanes.x, tile);
-  if (!lanes.largest) return;
   const int NR = p_->exact.NR;
+  const Scratch widened(lanes.x ? 0 : kc * NR * 4);
+  if (!lanes.x)
+    p_->table.attention.widen_terms[p_->terms()](lanes.prepared, kc, widened.as<float>());
+  const float* const x = lanes.x ? lanes.x : widened.as<float>();
+  add_exact(rest_, d, mr, from, kc, x, tile);
+  if (!lanes.largest) return;
   std::vector<float> whole(size_t(mr * NR));
-  add_exact(all_, d, mr, from, kc, lanes.x, whole.data());
+  add_exact(all_, d, mr, from, kc, x, whole.data());
   for (int i = 0; i < mr * NR; ++i) {
     if (lanes.unusual(i % NR, kSmallestWeight)) tile[i] = whole[size_t(i)];
   }

@@ -36,6 +36,7 @@ struct Products {
   // `more`: another operand, or an empty view.
   Products(const AttentionProblem& p, const View& more, const KernelTable& table);
   bool on_matrix_units() const { return &scores != &exact; }
+  int terms() const { return sums.prepared_bytes / 2; }  // of weights; in registers none
 };
 
 // Around a task: the state of the matrix units.
@@ -56,7 +57,7 @@ class Units {
 
 // A right operand: floats (kc, NR), and what a kernel reads of them.
 struct Lanes {
-  const float* x = nullptr;  // null where it is bfloat16 that were packed as they are
+  const float* x = nullptr;  // null where only terms were made of them
   const void* prepared = nullptr;
   const float* largest = nullptr;  // (NR,) of |x|; null if no lane is unusual
 
@@ -66,6 +67,9 @@ struct Lanes {
   }
   // `smallest`: below it a largest |x| is unusual; 0: no lane can be unusual.
   static Lanes prepare(const float* x, int64_t kc, const GemmKernels& g, float smallest, void* to);
+  // What prepare() returns, of what somebody else prepared.
+  static Lanes prepared_from(const float* x, int64_t kc, const GemmKernels& g, float smallest,
+                             const void* prepared);
   // Elements [0, dims) of x's rows of a panel as the right operand of scores, in memory of the caller.
   static Lanes of_rows(const View& x, const Panel& panel, int64_t dims, const Products& p,
                        char* memory);
@@ -76,6 +80,33 @@ struct Lanes {
 };
 constexpr float kSmallestInput = 0x1p-76f, kSmallestWeight = 0x1p-96f;
 
+// Weights (rows, keys) of up to `panels` panels of rows as right operands, a panel of NR keys each, from
+// what scores become: (keys, NR) of a panel of rows.
+class TurnedWeights {
+ public:
+  TurnedWeights(int panels, int64_t keys, const Products& p);
+  // Keys [at, at + NR) of panel i, of which there are `count`; x null: all zero.
+  void put(int64_t at, int i, const float* x, int count);
+  // Those of panels [first, last).
+  Lanes get(int64_t at, int first, int last) const;
+
+ private:
+  int64_t number(int64_t at, int i) const { return at / p_.exact.NR * panels_ + i; }
+  char* step(int64_t at, int i) const { return memory_.as<char>() + number(at, i) * step_bytes_; }
+  float* largest(int64_t at, int i) const {
+    return largest_.as<float>() + number(at, i) * p_.exact.NR;
+  }
+  float* floats(int64_t at, int i) const {
+    return floats_.as<float>() + number(at, i) * p_.exact.NR * p_.exact.NR;
+  }
+
+  const Products& p_;
+  int panels_;
+  int64_t steps_, step_bytes_;
+  Scratch memory_, largest_, floats_;
+  std::vector<char> kept_;  // floats are there, of what terms don't hold
+};
+
 // Rows of K or of V as the left operand of scores, packed in memory of the caller.
 class ScoreRows {
  public:
@@ -85,6 +116,13 @@ class ScoreRows {
   void pack(const Matrix& rows, int64_t count, int64_t dims, const Products& p, char* memory);
   // scores (count, NR); a last partial tile writes lines beyond `count`.
   void multiply(int64_t count, const Lanes& lanes, const Products& p, float* scores) const;
+  // The same on matrix units by somebody else, and what is left to do then.
+  TileProduct product(int64_t count, const Lanes& lanes, const Products& p, float* scores) const {
+    return {memory_, p.scores.a_panel_bytes(dims_), count, dims_, lanes.prepared, scores};
+  }
+  void settle(int64_t count, const Lanes& lanes, const Products& p, float* scores) const {
+    if (!usual_ || lanes.largest) repair(count, lanes, p, scores);
+  }
 
  private:
   const float* largest(int64_t panel, const Products& p) const;
@@ -111,6 +149,10 @@ class SumRows {
   void pack_panels(const View& x, const Panel* panels, const Lanes* lanes, int count);
   // sums (dims, NR) = columns [from, from + kc) * lanes; a last partial tile writes lines beyond.
   void multiply(int64_t from, int64_t kc, const Lanes& lanes, float* sums) const;
+  // The same of the first kc columns, usual ones, on matrix units by somebody else.
+  TileProduct product(int64_t kc, const void* weights, float* sums) const {
+    return {memory_, p_->sums.a_panel_bytes(n_), dims_, kc, weights, sums};
+  }
 
  private:
   struct Piece {  // rows [first, first + rows) of x, columns [at, at + count)

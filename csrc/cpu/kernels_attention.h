@@ -38,6 +38,15 @@ struct ScoreBlock {
   ScoreRule rule;
 };
 
+// A product on matrix units: out (rows, NR) = left (rows, kc) * right (kc, NR), where the left operand
+// lies in panels of 32 rows. out may be written up to a whole panel. No rows: nothing to do.
+struct TileProduct {
+  const void* left = nullptr;
+  int64_t panel_bytes = 0, rows = 0, kc = 0;
+  const void* right = nullptr;
+  float* out = nullptr;
+};
+
 struct AttentionKernels {
   int block = 0;  // keys of one step of the streaming softmax
 
@@ -49,6 +58,21 @@ struct AttentionKernels {
   // P only if `floats` are wanted. Null without such units.
   void (*softmax_by_terms[4])(const ScoreBlock& s, bool floats, float* max, float* sum,
                               float* alpha, void* weights) = {};
+  // The same without floats, and beside it the scores of one block and the sums of another one.
+  void (*softmax_beside[4])(const ScoreBlock& s, float* max, float* sum, float* alpha,
+                            void* weights, const TileProduct& scores, const TileProduct& sums) = {};
+  // The products of blocks alone, where weights have so many terms.
+  void (*scores_by_terms[4])(const TileProduct& p) = {};
+  void (*sums_by_terms[4])(const TileProduct& p) = {};
+  // A right operand of so many terms from its columns: x (keys, NR) becomes one step of it, NR words
+  // of K by NR keys, those from `keys` on zero. largest (NR,): of the first terms, keys by lane.
+  void (*turn_to_terms[4])(const float* x, int keys, void* step, float* largest) = {};
+  // What a right operand of kc words is made of: (kc, NR).
+  void (*widen_terms[4])(const void* panel, int64_t kc, float* x) = {};
+  // weights and score_gradient in one, without a derivative, and dS as a right operand of so many
+  // terms, which ends with the largest |dS| of each lane.
+  void (*gradient_to_terms[4])(const ScoreBlock& s, const float* lse, const float* delta, float* dP,
+                               void* terms) = {};
   // P = exp(t - lse), the backward pass's recomputation; 0 everywhere in a row whose lse is -inf.
   void (*weights)(const ScoreBlock& s, const float* lse) = nullptr;
   // dS = P * (dP - delta), times the `derivative` of the softcap if there is one, in place of dP; 0 where P is 0, whatever

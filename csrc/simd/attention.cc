@@ -198,17 +198,36 @@ bool all_usual(const float* x, int64_t n) {
 }
 
 // Sizes are in the order of their bits; one less moves zero to the top.
+struct Sizes {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
+  Halves most = {}, least = Halves{} - 1;
+  TW_INLINE void see(const uint16_t* x) {
+    Halves h;
+    memcpy(&h, x, sizeof h);
+    const Halves size = h & 0x7fff, below = size - 1;
+    most = most > size ? most : size;
+    least = least < below ? least : below;
+  }
+};
+
 bool all_usual_bf16(const uint16_t* x, int64_t lines, int64_t n, int64_t stride) {
   constexpr uint16_t kLeast = 0x1980, kLimit = 0x5d00;  // 2^-76, 2^59
-  uint16_t most = 0, least = 0xffff;
+  Sizes even, odd;
   for (; lines > 0; --lines, x += stride) {
-    for (int64_t i = 0; i < n; ++i) {
-      const auto size = uint16_t(x[i] & 0x7fff), below = uint16_t(size - 1);
-      most = most > size ? most : size;
-      least = least < below ? least : below;
+    int64_t i = 0;
+    for (; i + 2 * kWidth <= n; i += 2 * kWidth) even.see(x + i), odd.see(x + i + kWidth);
+    for (; i < n; i += kWidth) {
+      uint16_t rest[kWidth] = {};
+      memcpy(rest, x + i, size_t(n - i < kWidth ? n - i : kWidth) * 2);
+      even.see(rest);
     }
   }
-  return most < kLimit && least >= kLeast - 1;
+  bool usual = true;
+  for (int l = 0; l < kWidth; ++l) {
+    usual &= even.most[l] < kLimit && odd.most[l] < kLimit && even.least[l] >= kLeast - 1 &&
+             odd.least[l] >= kLeast - 1;
+  }
+  return usual;
 }
 
 void separate(float* x, int64_t n, float* rest) {
@@ -242,10 +261,13 @@ void expand_bool(const uint8_t* mask, int64_t row, int64_t col, int n, int64_t k
 }  // namespace
 
 void fill_attention(KernelTable& table) {
-  table.attention = {kBlock,     softmax,     {},       weights,        score_gradient,
-                     drop,       rescale_add, combine,  store_rows,     guarded_tile,
-                     all_finite, all_usual,   separate, all_usual_bf16, dot_lanes,
-                     expand_bool};
+  AttentionKernels& a = table.attention;
+  a.block = kBlock;
+  a.softmax = softmax, a.weights = weights, a.score_gradient = score_gradient;
+  a.drop = drop, a.rescale_add = rescale_add, a.combine = combine, a.store_rows = store_rows;
+  a.guarded_tile = guarded_tile, a.all_finite = all_finite, a.all_usual = all_usual;
+  a.all_usual_bf16 = all_usual_bf16, a.separate = separate;
+  a.dot_lanes = dot_lanes, a.expand_bool = expand_bool;
 }
 
 }  // namespace tilewright::ISA

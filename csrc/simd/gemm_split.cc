@@ -35,10 +35,9 @@
 // Compiled at every level, empty where there are no tiles.
 #if defined(ISA_amx)
 
-#include "simd/amx.h"
 #include "simd/elements.h"
 #include "simd/pack.h"
-#include "simd/terms.h"
+#include "simd/split_tiles.h"
 #include "simd/tile.h"
 
 namespace tilewright::ISA {
@@ -46,7 +45,6 @@ namespace {
 
 constexpr int MR = 32;
 static_assert(NR == 32);
-static_assert(kTermBytes == 2 * kTileBytes);
 
 // --- terms ---------------------------------------------------------------------------------------
 
@@ -166,62 +164,13 @@ void prepare(const ColumnPanel& p, int64_t from, int64_t end) {
 
 // --- a * b ---------------------------------------------------------------------------------------
 
-template <bool both>
-TW_INLINE void load_a(const char* term) {
-  stream_tile<4>(term, 64);
-  if constexpr (both) stream_tile<5>(term + kTileBytes, 64);
-}
-TW_INLINE void load_b(const char* term) {
-  load_tile<6>(term, NR * 4);
-  load_tile<7>(term + 64, NR * 4);
-}
-
-// Each term of one side stays loaded for as long as the next product wants it.
-template <int TermsA, int TermsB, bool both, class Work>
-TW_INLINE void step(const char* a, const char* b, Work& beside) {
-  constexpr Words w = Words::bf16;
-  if constexpr (TermsA == 1 && TermsB == 2) {
-    load_a<both>(a);
-    load_b(b + kTermBytes);
-    multiply_all<w, both>();  // a0 b1
-    beside.next_part();
-    load_b(b);
-    multiply_all<w, both>();  // a0 b0
-    beside.next_part();
-    return;
-  }
-  load_b(b);
-  if constexpr (TermsA == 3) {
-    load_a<both>(a + 2 * kTermBytes);
-    multiply_all<w, both>();  // a2 b0
-  }
-  if constexpr (TermsA >= 2) {
-    load_a<both>(a + kTermBytes);
-    multiply_all<w, both>();  // a1 b0
-    load_b(b + kTermBytes);
-  }
-  beside.next_part();
-  if constexpr (TermsA == 3) multiply_all<w, both>();  // a1 b1
-  load_a<both>(a);
-  if constexpr (TermsA >= 2) multiply_all<w, both>();  // a0 b1
-  beside.next_part();
-  if constexpr (TermsA == 3) {
-    load_b(b + 2 * kTermBytes);
-    multiply_all<w, both>();  // a0 b2
-  }
-  if constexpr (TermsA >= 2) load_b(b);
-  multiply_all<w, both>();  // a0 b0
-}
-
 template <int TermsA, int TermsB, bool both>
 void multiply(int64_t kc, const char* a, const char* b, const TileOut& out,
               const GemmAside& aside) {
-  Beside<Vec, pack_rows<TermsA>, prepare<TermsB>, 2> beside(aside, 2 * steps_of(kc));
-  clear_sums<both>();
-  for (int64_t k = 0; k < kc; k += kStep, a += TermsA * kTermBytes, b += TermsB * kTermBytes) {
-    step<TermsA, TermsB, both>(a, b, beside);
-  }
-  store_sums<both>(static_cast<char*>(out.data), out.row * 4);
+  Beside<Vec, pack_rows<TermsA>, prepare<TermsB>, 2> beside(
+      aside, kPartsOfStep<TermsA, TermsB> * steps_of(kc));
+  multiply_steps<TermsA, TermsB, Origin::streamed, both>(kc, a, b, static_cast<char*>(out.data),
+                                                         out.row * 4, beside);
   beside.rest();
 }
 

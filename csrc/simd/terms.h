@@ -33,21 +33,23 @@ TW_INLINE void split_fast(Vec first, Vec second, VecU (&pairs)[Terms]) {
   }
 }
 
-// The same three terms of 16 elements along K and the next 16, as lines of a left operand.
-TW_INLINE void store_line_exactly(Vec left, Vec right, char* to) {
+// The same of 32 numbers beside each other: words of neighbours.
+template <int Terms>
+TW_INLINE void split_beside(Vec left, Vec right, VecU (&words)[Terms]) {
   VecU a, b;
   order_for_pack((VecU)left, (VecU)right, a, b);
 #pragma GCC unroll 3
-  for (int t = 0; t < 3; ++t) {
-    const VecU x = t == 2 ? a : a + 0x8000u, y = t == 2 ? b : b + 0x8000u;
-    const VecU line = pack_halves(x >> 16, y >> 16);
-    memcpy(to + t * kTermBytes, &line, sizeof line);
+  for (int t = 0; t < Terms; ++t) {
+    const bool exact = t == 2;
+    const VecU x = exact ? a : a + 0x8000u, y = exact ? b : b + 0x8000u;
+    words[t] = pack_halves(x >> 16, y >> 16);
+    if (t + 1 == Terms) return;
     a = (VecU)((Vec)a - (Vec)(x & kUpper));
     b = (VecU)((Vec)b - (Vec)(y & kUpper));
   }
 }
 
-// The same, ties to even.
+// As split_fast, ties to even.
 template <int Terms>
 TW_INLINE void split(Vec first, Vec second, VecU (&pairs)[Terms]) {
   if constexpr (Terms == 3) return split_fast(first, second, pairs);
@@ -61,7 +63,12 @@ TW_INLINE void split(Vec first, Vec second, VecU (&pairs)[Terms]) {
 // 16 elements along K and the next 16 as a line of a left operand, a term every kTermBytes.
 template <int Terms>
 TW_INLINE void store_line(Vec left, Vec right, char* to) {
-  if constexpr (Terms == 3) return store_line_exactly(left, right, to);
+  if constexpr (Terms == 3) {
+    VecU lines[Terms];
+    split_beside(left, right, lines);
+    for (int t = 0; t < Terms; ++t) memcpy(to + t * kTermBytes, &lines[t], sizeof lines[t]);
+    return;
+  }
 #pragma GCC unroll 3
   for (int t = 0; t < Terms; ++t) {
     const VecU line = round_beside(left, right);
