@@ -191,7 +191,7 @@ FAULTS = {  # a file of csrc/simd, a text of it, and what replaces it
 FLAGS = "-std=c++20 -O2 -fPIC -shared -ffp-contract=off -Wno-psabi -mavx512f -mavx512bw -mavx512dq"
 FLAGS += " -mavx512vl -mavx512bf16 -mfma -mf16c -DISA=amx -DISA_amx=1 -DISA_avx512=1"
 if harness.EMULATES_AMX or "amx" not in harness.SUPPORTED_ISAS:
-    FLAGS += " -DTILEWRIGHT_EMULATE_AMX"
+    FLAGS += " -DTILEWRIGHT_EMULATE_AMX -DTILEWRIGHT_OWN_TILES"
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

@@ -238,6 +238,10 @@ GemmKernels bytes_kernels(const GemmKernels& pairs) {
 
 }  // namespace
 
+#if defined(TILEWRIGHT_EMULATE_AMX)
+__thread Tiles t_tiles;
+#endif
+
 void fill_gemm_amx(KernelTable& table) {
   GemmKernels& g = table.gemm_bf16;
   g.MR = MR, g.KC = 256, g.MC = 256, g.NT = 1024;

@@ -9,15 +9,22 @@
 #include "simd/tiles.h"
 
 namespace tilewright::ISA {
-namespace {
-
-constexpr const char* kTileUnits = "AMX tiles, emulated";
 
 struct Tiles {
   alignas(64) VecU line[8][kTileLines];
-  bool held = false;
+  bool held;
 };
-thread_local Tiles t_tiles;
+// A thread has one set, whichever file touches it: gemm_amx.cc has it for the level. A program that
+// takes a file of it alone has its own.
+#if defined(TILEWRIGHT_OWN_TILES)
+static __thread Tiles t_tiles;
+#else
+extern __thread Tiles t_tiles;
+#endif
+
+namespace {
+
+constexpr const char* kTileUnits = "AMX tiles, emulated";
 
 inline void fill_tiles(uint32_t word) {
   for (auto& tile : t_tiles.line) {
