@@ -72,14 +72,17 @@ def assert_formula(x, bits, symmetric, axis, group_size=None):
     assert q.data.dtype == (np.int8 if symmetric else np.uint8)
     integers, floats = q.integers(), tw.dequantize(q)
     assert integers.shape == floats.shape == x.shape
+    scales, offsets = np.ones_like(q.scale), np.zeros_like(q.scale)
+    wanted, spread, added = np.zeros(x.shape), np.ones(x.shape, F32), np.zeros(x.shape, F32)
     for at, where in parts_of(x.shape, axis, group_size):
-        want, scale, offset = formula(x[where], bits, symmetric)
-        np.testing.assert_array_equal(q.scale[at], scale)
-        np.testing.assert_array_equal(integers[where], want)
-        if not symmetric:
-            np.testing.assert_array_equal(q.offset[at], offset)
-        back = rounded_once(np.longdouble(scale), want, np.longdouble(offset))
-        np.testing.assert_array_equal(floats[where], back)
+        wanted[where], scales[at], offsets[at] = formula(x[where], bits, symmetric)
+        spread[where], added[where] = scales[at], offsets[at]
+    np.testing.assert_array_equal(q.scale, scales)
+    np.testing.assert_array_equal(integers, wanted)
+    if not symmetric:
+        np.testing.assert_array_equal(q.offset, offsets)
+    back = rounded_once(np.longdouble(spread), wanted, np.longdouble(added))
+    np.testing.assert_array_equal(floats, back)
     return q
 
 
