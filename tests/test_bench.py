@@ -1,9 +1,12 @@
 """The bench measures what it says: right answers only, comparisons that tell noise from change."""
 
+import hashlib
 import json
 import runpy
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,27 @@ def test_interleave_calls_everybody_equally(monkeypatch):
     assert counts == {"a": 10, "b": 10}  # 4 to see how long they take, then warm-up and sample
     assert flush["n"] == 6
     assert timings["a"].rounds == 3
+
+
+def test_wait_until_quiet_outlasts_a_thread_that_computes():
+    """As the workers of other libraries do after a call."""
+    hashed, over = threading.Event(), threading.Event()
+
+    def compute():
+        hashlib.sha512(bytes(50_000_000))  # without the GIL
+        hashed.set()
+        over.wait()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    clock = time.pthread_getcpuclockid(thread.ident)
+    measure.wait_until_quiet()
+    quiet = time.clock_gettime(clock)
+    hashed.wait()
+    total = time.clock_gettime(clock)
+    over.set()
+    thread.join()
+    assert quiet > 0.9 * total
 
 
 def test_interleave_calls_an_engine_slower_than_the_budget_once(monkeypatch):

@@ -2,22 +2,25 @@
 
 Every round times each engine once, in an order that rotates, so that a slow moment of the machine
 costs everybody and a ratio within a row stays fair. Before its sample an engine waits until the
-process is quiet (the other engines' worker threads spin for milliseconds after their work) and
+process is quiet (the other engines' worker threads spin on after their work) and
 runs untimed for a moment, which wakes its own workers and warms caches: what is timed is the steady
 state of calls that follow each other. With `flush` the workers are awake and the caches cold.
 """
 
 from __future__ import annotations
 
+import contextlib
+import pathlib
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 SAMPLE_SECONDS = 100e-6  # a timed sample repeats short calls until it lasts about this long
-WARM_SECONDS = 3e-3  # parked workers need some 100 us each time until they stay awake
+WARM_SECONDS = 10e-3  # parked workers stay awake after 1 ms, the clock of the caches rises in 10
 QUIET_SECONDS = 1e-3
-QUIET_PATIENCE = 50
+QUIET_PATIENCE = 1000  # ONNX Runtime's workers spin for 50 ms, torch's for 8
 LONG_SECONDS = 30e-3  # a call that warms what it needs within itself: none goes before it untimed
 
 
@@ -77,12 +80,25 @@ def interleave(
 
 
 def wait_until_quiet() -> None:
-    """Sleep until this process burns no CPU time while it sleeps."""
+    """Sleep until no other thread of this process runs.
+
+    The kernel adds a running thread's time to the process's clock at its ticks, every 4 or 10 ms:
+    that clock would call a thread asleep that spins.
+    """
     for _ in range(QUIET_PATIENCE):
-        before = time.process_time()
         time.sleep(QUIET_SECONDS)
-        if time.process_time() - before < 0.2 * QUIET_SECONDS:
+        if not _others_run():
             return
+
+
+def _others_run() -> bool:
+    me = str(threading.get_native_id())
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            if task.name != me and state == "R":
+                return True
+    return False
 
 
 def _warm(call: Callable[[], Any]) -> None:
