@@ -137,8 +137,9 @@ struct GemmKernels {
   int MC = 168, NT = 2048;          // rows and columns of the output that a task works on (gemm.cc)
 
   // `tile` of float32 rows of the matrix itself, lda words apart: none beyond mr is read or written.
+  // nr columns, a multiple of NR, of b's own rows: without sums before, where there are more than NR.
   // Absent where rows are multiplied by the lanes of a vector.
-  void (*tile_in_place)(int mr, int64_t kc, const float* a, int64_t lda, const float* b,
+  void (*tile_in_place)(int mr, int nr, int64_t kc, const float* a, int64_t lda, const float* b,
                         int64_t ldb, const TileOut& out) = nullptr;
 
   // --- what kernels of narrow numbers and on matrix units need besides ----------------------------

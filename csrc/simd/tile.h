@@ -36,19 +36,19 @@ struct Ahead {
 };
 
 // Finished accumulators, V: vectors of floats or of words.
-template <int Rows, class V>
-TW_INLINE void put_tile(const V (&acc)[Rows][kVectors], const TileOut& out) {
+template <int Rows, int Vectors, class V>
+TW_INLINE void put_tile(const V (&acc)[Rows][Vectors], const TileOut& out) {
   constexpr int64_t kBytes = sizeof(V);
   char* to = static_cast<char*>(out.data);
   const char* sum = static_cast<const char*>(out.sum);
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i, to += out.row * 4) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
       V x = acc[i][v];
       if (sum) {
         V before;
-        memcpy(&before, sum + (i * kVectors + v) * kBytes, sizeof before);
+        memcpy(&before, sum + (i * Vectors + v) * kBytes, sizeof before);
         x = before + x;
       }
       memcpy(to + v * kBytes, &x, sizeof x);

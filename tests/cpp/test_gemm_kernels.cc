@@ -369,35 +369,48 @@ TEST(panels_for_matrix_units_multiply_right) {
   });
 }
 
-// Rows of A and of the output where they are, between guard pages: the bits of the packed panels.
+// Rows of A and of the output where they are, between guard pages, of one or more panels of B side by side:
+// the bits of the packed panels, one at a time.
+void check_in_place(const GemmKernels& g, int mr, int panels, int64_t K) {
+  const int nr = panels * g.NR;
+  const int64_t ldt = nr + 3;
+  const Source a(DType::f32, mr, K, Layout::rows, 1), b(DType::f32, K, nr, Layout::rows, 2);
+  const Guarded packed((K * g.MR + kSlack) * 4), want(int64_t(g.MR) * g.NR * 4);
+  const Guarded out(((mr - 1) * ldt + nr) * 4);
+  const auto pa = static_cast<const float*>(a.matrix.data);
+  const auto pb = static_cast<const float*>(b.matrix.data);
+  for (const bool onto : {false, true}) {
+    if (onto && panels > 1) continue;
+    const Guarded sum(int64_t(mr) * g.NR * 4);
+    for (int i = 0; i < mr * g.NR; ++i) sum.as<float>()[i] = onto ? float(i) : 0.0f;
+    g.tile_in_place(mr, nr, K, pa, K, pb, nr,
+                    {out.as<void>(), ldt, onto ? sum.as<void>() : nullptr});
+    bool equal = true;
+    for (int i0 = 0; i0 < mr; i0 += g.MR) {
+      const int rows = std::min(g.MR, mr - i0);
+      g.pack_a(a.matrix, i0, rows, 0, K, K, packed.as<void>());
+      for (int j = 0; j < nr; ++j) {
+        if (j % g.NR == 0) {
+          g.tile(rows, K, packed.as<void>(), pb + j, nr, {want.as<void>(), g.NR});
+        }
+        for (int i = 0; i < rows; ++i) {
+          const float before = onto ? sum.as<float>()[(i0 + i) * g.NR + j] : 0.0f;
+          const float sums = want.as<float>()[i * g.NR + j % g.NR] + before;
+          equal = equal && out.as<float>()[(i0 + i) * ldt + j] == sums;
+        }
+      }
+    }
+    CHECK(equal);
+  }
+}
+
 TEST(rows_of_both_in_place_multiply_right) {
   test::for_each_level([](const KernelTable& table) {
     const GemmKernels& g = table.gemm_f32;
     if (!g.tile_in_place) return;
-    for (int mr = 1; mr <= g.MR; ++mr) {
-      for (const int64_t K : {1, 3, 64}) {
-        const Source a(DType::f32, mr, K, Layout::rows, 1);
-        const Source b(DType::f32, K, g.NR, Layout::rows, 2);
-        const int64_t ldt = g.NR + 3;
-        const Guarded packed((K * g.MR + kSlack) * 4), want(int64_t(g.MR) * g.NR * 4);
-        const Guarded out(((mr - 1) * ldt + g.NR) * 4);
-        const auto pb = static_cast<const float*>(b.matrix.data);
-        g.pack_a(a.matrix, 0, mr, 0, K, K, packed.as<void>());
-        g.tile(mr, K, packed.as<void>(), pb, g.NR, {want.as<void>(), g.NR});
-        for (const bool onto : {false, true}) {
-          const Guarded sum(int64_t(mr) * g.NR * 4);
-          for (int i = 0; i < mr * g.NR; ++i) sum.as<float>()[i] = onto ? float(i) : 0.0f;
-          g.tile_in_place(mr, K, static_cast<const float*>(a.matrix.data), K, pb, g.NR,
-                          {out.as<void>(), ldt, onto ? sum.as<void>() : nullptr});
-          bool equal = true;
-          for (int i = 0; i < mr; ++i) {
-            for (int j = 0; j < g.NR; ++j) {
-              const float sums = want.as<float>()[i * g.NR + j] + sum.as<float>()[i * g.NR + j];
-              equal = equal && out.as<float>()[i * ldt + j] == sums;
-            }
-          }
-          CHECK(equal);
-        }
+    for (int mr = 1; mr <= g.MR + 3; ++mr) {
+      for (const int64_t K : {1, 3, 64, 66}) {
+        for (const int panels : {1, 2, 3, 4}) check_in_place(g, mr, panels, K);
       }
     }
   });
