@@ -64,6 +64,13 @@ struct Scalars<n, true> {
   TW_INLINE Vec operator[](int i) const { return broadcast(lanes[i / kWidth][i % kWidth]); }
 };
 
+#ifndef TW_FMA_WORD
+constexpr int kWordsInMemory = 0;
+TW_INLINE Vec fma_word(const float* a, Vec b, Vec c) {
+  return fma(broadcast(*a), b, c);
+}
+#endif
+
 #ifndef TW_TERNARY_LOGIC
 TW_INLINE VecI and_xor(VecI v, int32_t mask, int32_t flip) {
   return (v & mask) ^ flip;
