@@ -53,6 +53,11 @@ def test_the_kernel_of_a_product_follows_from_its_operands(isa):
     assert only_call(tw.matmul, few, b).kernel == "gemm_f32_in_place"
     assert only_call(tw.matmul, few, ones(500, 30).T).kernel == "gemm_f32"
     assert only_call(tw.matmul, x, tw.pack(b)).kernel == "gemm_f32_packed"
+    half = tw.pack(b.astype(np.float16))
+    for left, how in ((few, "few rows"), (x, "one panel after the other")):
+        call = only_call(tw.matmul, left, half)
+        assert call.kernel == "gemm_f32_packed"
+        assert any("16 bits" in note and how in note for note in call.notes)
     call = only_call(tw.matmul, x, b)
     assert call.op == "matmul"
     assert call.shape == "1x40x500x30"

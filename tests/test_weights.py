@@ -176,6 +176,43 @@ def test_few_rows_wherever_they_are(group, bits, symmetric, isa, rng):
             assert harness.same_bits(got, want), (M, a.strides)
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_16_bits_are_multiplied_as_the_floats_they_are(kind, isa, threads, rng):
+    """Few rows, wherever they are, and more of them; K of several blocks and an odd end."""
+    dtype = harness.DTYPES[kind]
+    for K, N in ((515, 301), (1, 33), (256, 64)):
+        b = rng.standard_normal((N, K)).astype(dtype)
+        floats = tw.pack(b.astype(F32).T, prefer="latency")
+        wide = rng.standard_normal((40, 2 * K + 1)).astype(F32)
+        for right in (b.T, np.ascontiguousarray(b.T), np.repeat(b, 2, 0)[::2].T):
+            packed = tw.pack(right, prefer="latency")
+            for M in (*range(1, 18), 29, 40):
+                threads(1 + M % 2)
+                spaced = wide[:M, : 2 * K : 2]
+                for a in (spaced.copy(), wide[:M, 1 : K + 1], spaced, spaced.astype(np.float16)):
+                    want = tw.matmul(np.ascontiguousarray(a, F32), floats)
+                    got = tw.matmul(a, packed, out_dtype=F32)
+                    assert harness.same_bits(got, want), (M, K, a.strides)
+                half, either = spaced.astype(dtype), tw.pack(right)
+                assert harness.same_bits(tw.matmul(half, either), tw.matmul(half, right)), (M, K)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_every_number_of_16_bits_is_widened_exactly(rows, kind, isa):
+    numbers = np.arange(2**16, dtype=np.uint16).view(harness.DTYPES[kind]).reshape(2, -1)
+    for right in (numbers, np.ascontiguousarray(numbers.T).T):
+        packed = tw.pack(right)
+        for k in (0, 1):
+            a = np.zeros((rows, 2), F32)
+            a[:, k] = 1
+            with np.errstate(invalid="ignore"):  # there are signalling NaNs
+                other = right[1 - k].astype(F32)
+                want = right[k].astype(F32) + np.where(np.isfinite(other), 0, np.nan)
+            got = tw.matmul(a, packed, out_dtype=F32)
+            np.testing.assert_array_equal(got, np.broadcast_to(want, got.shape).astype(F32))
+
+
 def test_large_ones_have_the_bits_of_the_float32_kernel(isa, rng):
     """Also where a level multiplies float32 of this size by terms."""
     qb = weights(rng, 300, 301, 8, True, None)
@@ -249,8 +286,13 @@ def test_defaults(rng):
     assert harness.same_bits(tw.qmatmul(rows, qb), tw.qmatmul(a, qb, compute="int8"))
 
 
-def test_packed_sizes(rng):
-    """A byte or half a byte a weight, beside the scales."""
+def test_packed_sizes(isa, rng):
+    """Two bytes, a byte or half a byte a weight, beside the scales."""
+    for dtype in (ml_dtypes.bfloat16, np.float16):
+        for K in (256, 257):
+            packed = tw.pack(rng.standard_normal((K, 128)).astype(dtype))
+            assert (packed.bits, packed.shape) == (0, (K, 128))
+            assert packed.nbytes <= 258 * 128 * 2 + 256
     for bits in (8, 4):
         packed = tw.pack(weights(rng, 256, 128, bits, True, 64))
         assert (packed.bits, packed.shape) == (bits, (256, 128))

@@ -152,10 +152,9 @@ void run_gemm(const Gemm& p, const GemmKernels& g, bool parallel) {
     if (direct) {
       source.direct = &p.b;
     } else if (p.weights) {
-      source.quantized = p.packed, source.weights = p.weights;
+      source.narrow = p.packed, source.weights = p.weights;
     } else if (p.packed) {
       source.packed = p.packed->data();
-      if (p.packed->dtype == DType::bf16 && g.k_per_word == 1) source.pairs = g.pairs;
     } else {
       pack_columns(p.b, p.K, jc, nc, g, packed.as<char>(), parallel);
       source.packed = packed.as<char>(), source.origin = jc;
@@ -204,6 +203,11 @@ PackedMatrix::PackedMatrix(const Matrix& b, int64_t k, int64_t n, const GemmKern
   pack_columns(b, K, 0, N, g, data_.get(), true);
 }
 
+WeightPanel PackedMatrix::panel_of_halves(int64_t j) const {
+  const int64_t lines = divide_up(K, 2), one_group = std::max<int64_t>(K, 1);
+  return {data() + j * lines * 4, 16, 0, one_group, nullptr, nullptr, 0, lines, dtype};
+}
+
 void PackedMatrix::allocate(int64_t bytes) {
   bytes_ = (bytes + 63) & ~int64_t(63);
   data_.reset(static_cast<char*>(allocate_pages(size_t(bytes_))));
@@ -212,16 +216,22 @@ void PackedMatrix::allocate(int64_t bytes) {
 
 void describe(const Gemm& p, const GemmKernels& g) {
   const bool direct = reads_in_place(p, g);
-  Trace::kernel(p.weights  ? g.names.weights
-                : p.packed ? g.names.packed
-                : direct   ? g.names.in_place
-                           : g.names.plain);
+  const bool floats = p.weights && !p.packed->bits;
+  Trace::kernel(p.weights && !floats ? g.names.weights
+                : p.packed           ? g.names.packed
+                : direct             ? g.names.in_place
+                                     : g.names.plain);
   if (!Trace::described()) return;
   Trace::detail("tile", std::to_string(g.MR) + " x " + std::to_string(g.NR) + " in " + g.units +
                             ", K in blocks of " + std::to_string(g.KC * g.k_per_word));
   if (direct)
     Trace::note(
         "b is read where it is: its rows are contiguous, and it is small or meets few rows");
+  if (floats) {
+    Trace::note(cpu::meets_few_rows(p, g)
+                    ? "b has 16 bits in memory: few rows make float32 of it in registers"
+                    : "b has 16 bits in memory: float32 is made of one panel after the other");
+  }
   if (!direct && !p.packed) Trace::note("b is packed in every call: tw.pack(b) does it once");
 }
 

@@ -11,8 +11,8 @@
 namespace tilewright {
 
 // B (K, N) in panels, as gemm() packs it itself: N/NR panels of (K, NR) words, one after the other.
-// A quantized B keeps its bits; its words are those of kernels_weights.h, which at 8 bits are
-// gemm_s8's own.
+// Floats of 16 bits and a quantized B keep their bits; their words are those of kernels_weights.h, which
+// of bfloat16 are gemm_bf16's own and at 8 bits gemm_s8's.
 class PackedMatrix {
  public:
   PackedMatrix(const Matrix& b, int64_t K, int64_t N, const GemmKernels& g, const char* isa,
@@ -35,9 +35,12 @@ class PackedMatrix {
   std::vector<float> column_sums;    // (N,) of the matrix that is represented; may be empty
   // One scale a column and nothing else: sums of integers are scaled once, by gemm_s8's epilogue.
   bool one_scale() const { return groups == 1 && shift == 0 && offset.empty(); }
-  WeightPanel panel(int64_t j) const;  // from column j on, a multiple of NR
+  // What stays narrow: whether B does, and its columns from j on, a multiple of NR.
+  bool narrow() const { return bits || dtype == DType::bf16 || dtype == DType::f16; }
+  WeightPanel panel(int64_t j) const;
 
  private:
+  WeightPanel panel_of_halves(int64_t j) const;
   struct Free {
     void operator()(char* p) const;
   };
@@ -55,8 +58,8 @@ struct Gemm {
   Matrix b;  // (K, N); unused when packed
   const PackedMatrix* packed = nullptr;
   Epilogue epilogue;
-  // With a quantized `packed`: under gemm_f32 B is read as floats, under gemm_s8 its groups and
-  // offsets count (without this: one scale a column).
+  // With a narrow `packed`: under float32 kernels B is read as floats, under gemm_s8 a quantized one's
+  // groups and offsets count (without this: one scale a column).
   const WeightKernels* weights = nullptr;
 };
 

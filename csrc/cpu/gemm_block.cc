@@ -11,13 +11,8 @@ namespace tilewright {
 
 PanelSource::Panel PanelSource::at(int64_t k, int64_t kc, int64_t j, int64_t N, int64_t K,
                                    const GemmKernels& g, void* edge) const {
-  if (quantized) {
-    weights->to_floats(quantized->panel(j), k, kc, static_cast<float*>(edge));
-    return {edge, g.NR};
-  }
-  if (pairs) {
-    const int64_t at = panel_offset(k / 2, j - origin, words_of(K, *pairs), g.NR);
-    pairs->widen(packed + at * pairs->b_bytes, kc, static_cast<float*>(edge));
+  if (narrow) {
+    weights->to_floats(narrow->panel(j), k, kc, static_cast<float*>(edge));
     return {edge, g.NR};
   }
   if (!direct) {
@@ -34,7 +29,7 @@ PanelSource::Panel PanelSource::at(int64_t k, int64_t kc, int64_t j, int64_t N, 
 
 CacheLines PanelSource::lines(int64_t k, int64_t kc, int64_t j, int64_t N, int64_t K,
                               const GemmKernels& g, int64_t part, int64_t parts) const {
-  if (quantized || pairs || j + g.NR > N) return {};
+  if (narrow || j + g.NR > N) return {};
   const int64_t from = kc * part / parts, count = kc * (part + 1) / parts - from;
   if (direct) {
     const int64_t size = dtype_size(direct->dtype), first = (k + from) * g.k_per_word;
@@ -79,6 +74,7 @@ GemmBlock::GemmBlock(const Gemm& p, const GemmKernels& g, const PanelSource& b, 
       rows_in_place_(reads_rows(p.a, mc, b.direct && one_block_, g)),
       all_k_(!rows_in_place_ && rows_ == 1 && mc <= kFewRows && KW_ <= kMostBlocks * g.KC),
       down_(rows_in_place_ || all_k_),
+      widens_(b.narrow && !b.narrow->bits && !g.prepare && !rows_in_place_ && mc >= g.MR),
       across_(rows_in_place_ && b.direct && one_block_ && KW_ > 0 && nt % g.NR == 0),
       a_block_(rows_in_place_ ? 0
                               : (all_k_ ? divide_up(KW_, g.KC) : rows_) * g.a_panel_bytes(kc_max_) +
@@ -154,6 +150,10 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t r, int64_t c,
     const auto rows = static_cast<const float*>(p_.a.data) + (i0_ + r * g_.MR) * p_.a.row + k;
     g_.tile_in_place(rows_of(r), g_.NR, kc, rows, p_.a.row, static_cast<const float*>(panel.data),
                      panel.ldb, out);
+  } else if (widens_ && r == 0) {
+    b_.weights->tile_of_halves(b_.narrow->panel(j), k, kc,
+                               reinterpret_cast<const float*>(panel_of_a(0, k, kc)),
+                               edge_.as<float>(), out);
   } else {
     g_.tile(rows_of(r), kc, panel_of_a(r, k, kc), panel.data, panel.ldb, out);
   }
@@ -164,7 +164,8 @@ void GemmBlock::multiply(int64_t k, int64_t kc, int64_t r, int64_t c,
 
 // The c-th panel of B in a block of K, times all of A's.
 void GemmBlock::multiply_down(int64_t k, int64_t kc, int64_t c) {
-  const PanelSource::Panel panel = panel_of_b(k, kc, j0_ + c * g_.NR);
+  const int64_t j = j0_ + c * g_.NR;
+  const auto panel = widens_ ? PanelSource::Panel{edge_.as<void>(), g_.NR} : panel_of_b(k, kc, j);
   const CacheLines next = next_panel(k, kc, c);
   const int64_t ahead = kc ? divide_up(next.lines * next.width, rows_ * kc) : 0;
   for (int64_t r = 0; r < rows_; ++r) {

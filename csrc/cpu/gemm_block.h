@@ -25,17 +25,16 @@ inline int64_t panel_offset(int64_t k, int64_t j, int64_t KW, int64_t NR) {
   return j * KW + k * NR;
 }
 
-// B's panel for one block of K: packed; made of quantized weights or of bfloat16; or the matrix
-// itself where its rows are contiguous.
+// B's panel for one block of K: packed; made of weights that stay narrow in memory; or the matrix itself
+// where its rows are contiguous.
 struct PanelSource {
   const char* packed = nullptr;  // chunk that starts at column `origin`
   int64_t origin = 0;
   const Matrix* direct = nullptr;
-  const PackedMatrix* quantized = nullptr;
+  const PackedMatrix* narrow = nullptr;
   const WeightKernels* weights = nullptr;
-  const GemmKernels* pairs = nullptr;  // what packed a bfloat16 matrix that is read as floats
 
-  bool makes_panels() const { return direct || quantized || pairs; }
+  bool makes_panels() const { return direct || narrow; }
 
   struct Panel {
     const void* data = nullptr;
@@ -79,6 +78,7 @@ class GemmBlock {
   const int64_t KW_, rows_, cols_, tile_words_, kc_max_;
   const bool one_block_, rows_in_place_, all_k_;
   const bool down_;    // one panel of B after the other, as they lie in memory
+  const bool widens_;  // the first rows' tile makes a panel of B, for the others
   const bool across_;  // one panel of A's rows after the other: B stays in the first cache
   const Scratch a_block_, sums_, tile_, edge_, prepared_;
 };

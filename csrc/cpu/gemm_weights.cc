@@ -1,4 +1,5 @@
-// Few rows of floats times quantized weights, which are read once, as they lie in memory:
+// Few rows of floats times weights that are narrow in memory (16 bits, or quantized), which are read once,
+// as they lie there:
 //
 //   for each few panels of B           (K, NR) side by side: `wide` of kernels_weights.h
 //     for k in K by KC                 their blocks (KC, NR), while the next ones are fetched

@@ -1,4 +1,4 @@
-// Few rows of floats times quantized weights, without a panel of floats in between.
+// Few rows of floats times weights that are narrow in memory, without a panel of floats in between.
 #pragma once
 #include "core/scratch.h"
 #include "cpu/gemm.h"
@@ -6,7 +6,7 @@
 namespace tilewright::cpu {
 
 inline bool meets_few_rows(const Gemm& p, const GemmKernels& g) {
-  return p.weights && g.k_per_word == 1 && p.M <= p.weights->few;
+  return p.weights && g.k_per_word == 1 && !g.prepare && p.M <= p.weights->few;
 }
 
 class FewRows {

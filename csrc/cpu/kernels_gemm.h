@@ -165,7 +165,6 @@ struct GemmKernels {
   void (*end)() = nullptr;
   // Packed words (kc / k_per_word, NR) as floats (kc, NR).
   void (*widen)(const void* words, int64_t kc, float* panel) = nullptr;
-  const GemmKernels* pairs = nullptr;  // of float kernels: those that pack bfloat16, and widen it
   // The float32 kernel that computes what this one must not: sums that aren't finite, rows of A and
   // columns of B whose largest |x| is non-zero and below `smallest`. Where there is one, panels of A
   // end with the largest |x| of their MR rows, prepared ones of B with those of their NR columns.

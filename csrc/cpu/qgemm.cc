@@ -112,6 +112,7 @@ int64_t PackedMatrix::nbytes() const {
 }
 
 WeightPanel PackedMatrix::panel(int64_t j) const {
+  if (!bits) return panel_of_halves(j);
   const int64_t ld = int64_t(scale.size()) / groups;
   const int64_t lines = divide_up(K, 2);
   return {data() + j * lines * bits / 4,

@@ -88,7 +88,8 @@ void run(const Matmul& op) {
   if (op.bias) epilogue.bias = widen(op.bias, bias.as<float>());
   const GemmKernels& chosen = kernels_for(op, product, table);
   explain_choice(chosen, product, table);
-  run_product(product, views, epilogue, chosen);
+  const bool widens = op.packed && op.packed->narrow() && chosen.k_per_word == 1;
+  run_product(product, views, epilogue, chosen, widens ? &table.weights : nullptr);
 }
 
 }  // namespace tilewright

@@ -16,6 +16,14 @@ namespace {
 
 const Check check{"pack", Check::on_gpu_too};
 
+// By whose words a matrix is packed. Floats of 16 bits keep them: those of kernels_weights.h.
+GemmKernels layout_of(DType dtype, const KernelTable& table) {
+  if (dtype == DType::s8) return table.gemm_s8;
+  GemmKernels g = table.gemm_f32;
+  if (dtype != DType::f32) g.k_per_word = 2, g.pack_b = table.weights.pack;
+  return g;
+}
+
 void refuse_gpu(const View& b) {
   if (!on_gpu(b)) return;
   check.unsupported("b must be on the CPU; kernels of a GPU read matrices as they are, unpacked");
@@ -28,11 +36,8 @@ PackedMatrix packed_matrix(const View& b, Prefer prefer) {
   refuse_gpu(b);
   if (b.rank != 2) check.shape_error("b must have 2 axes, (K, N), got shape " + format_shape(b));
   const KernelTable& table = kernels();
-  const GemmKernels& g = b.dtype == DType::s8                             ? table.gemm_s8
-                         : b.dtype == DType::bf16 && table.gemm_bf16.tile ? table.gemm_bf16
-                                                                          : table.gemm_f32;
-  return PackedMatrix({b.data, b.dtype, b.stride[0], b.stride[1]}, b.shape[0], b.shape[1], g,
-                      table.isa, prefer == Prefer::latency);
+  return PackedMatrix({b.data, b.dtype, b.stride[0], b.stride[1]}, b.shape[0], b.shape[1],
+                      layout_of(b.dtype, table), table.isa, prefer == Prefer::latency);
 }
 
 PackedMatrix packed_matrix(const QuantizedView& b) {

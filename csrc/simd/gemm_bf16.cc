@@ -79,11 +79,6 @@ void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K
   pack_words(src, a.row, a.col, rows_for(mr), mr, kc, K - 2 * k, static_cast<uint32_t*>(panel));
 }
 
-void pack_b(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t K, void* panel) {
-  const auto src = static_cast<const uint16_t*>(b.data) + 2 * k * b.row + j * b.col;
-  pack_words(src, b.col, b.row, NR, nr, kc, K - 2 * k, static_cast<uint32_t*>(panel));
-}
-
 // Words (kc / 2, NR) as floats (kc, NR).
 void widen(const void* words, int64_t kc, float* panel) {
   const auto pairs = static_cast<const uint32_t*>(words);
@@ -103,8 +98,7 @@ void fill_gemm_bf16(KernelTable& table) {
   g = table.gemm_f32;
   g.names = {"gemm_bf16", "gemm_bf16_packed", nullptr, nullptr};
   g.k_per_word = 2;
-  g.tile = tile, g.pack_a = pack_a, g.pack_b = pack_b, g.widen = widen;
-  table.gemm_f32.pairs = &g;
+  g.tile = tile, g.pack_a = pack_a, g.pack_b = table.weights.pack, g.widen = widen;
 }
 
 }  // namespace tilewright::ISA

@@ -1,4 +1,5 @@
 // Quantized weights:  b(k, j) = scale(g, j) * q(k, j) + offset(g, j),  g = k / group
+// and floats of 16 bits, which stay so in memory: half of what float32 would take is read.
 //
 //   columns: NR = 2 vectors
 //   +-----+-----+-----+-----+        A line of words holds two rows of B and is one vector: a lane
@@ -8,10 +9,10 @@
 //   +-----+-----+-----+-----+        row. Then it is made a float and scaled; sums find their way back
 //                                    to the columns' order when they are stored.
 //
-// Few rows: each row of B goes from memory (a byte or half a byte an element) through registers
-// into the rows' accumulators, and is never stored; of one row, several panels side by side. More
-// rows: a block (KC, NR) becomes a panel of floats in L1, which gemm_f32's kernel multiplies with
-// every tile of rows.
+// (The floats: simd/weight_rows.h.) Few rows: each row of B goes from memory (half a byte to two bytes an
+// element) through registers into the rows' accumulators, and is never stored; of one row, several panels
+// side by side. More rows: a block (KC, NR) becomes a panel of floats in L1, which gemm_f32's kernel
+// multiplies with every tile of rows; of 16 bits the first tile makes it beside its own multiply-adds.
 //
 // MR, NR, KC: simd/tile.h.
 // kFew       multiply-adds: of more rows, making floats a second time costs more than a way through L1
@@ -24,9 +25,9 @@
 // Bound for M rows by multiply-adds, M + 1 for each vector of weights: b is rounded, so its scale can't
 // wait for the sum. Everything else that a vector takes, 2 to 3 instructions, runs beside them.
 //
-// Numerics: b is rounded once to float32 (as tw.dequantize does), the sums are those of
-// gemm_kernel.cc in its order: few rows or many, packed or not, the bits are those of
-// matmul(a, dequantize(b)). By integers: exact within a group (qgemm_kernel.cc); the groups are
+// Numerics: floats are widened exactly, a quantized b is rounded once to float32 (as tw.dequantize does);
+// the sums are those of gemm_kernel.cc in its order: few rows or many, packed or not, the bits are those of
+// matmul(a, float32(b)). By integers: exact within a group (qgemm_kernel.cc); the groups are
 // added in ascending order by fused multiply-adds, the same bits on every level.
 // Not handled: groups of odd size by integers (a pair would straddle two).
 //
@@ -37,7 +38,9 @@
 #include "simd/dot_s8.h"
 #include "simd/elements.h"
 #include "simd/matrix_rows.h"
+#include "simd/pack_pairs.h"
 #include "simd/tile.h"
+#include "simd/weight_rows.h"
 
 namespace tilewright::ISA {
 namespace {
@@ -51,128 +54,42 @@ constexpr int kFew = 16, kRows = kRegisters == 32 ? 8 : 5;
 constexpr int kWide = kRegisters / 8;
 constexpr int kBusy = kRegisters == 32 ? 20 : 12;
 
-// Every other column of NR, from the first or the second on; and back.
-TW_INLINE Vec every_other(const float* p, int first) {
-  return __builtin_shuffle(load(p), load(p + kWidth), lane_numbers() * 2 + first);
-}
-TW_INLINE Vec alternating(Vec even, Vec odd, int half) {
-  const VecI lane = lane_numbers() + half * kWidth;
-  return __builtin_shuffle(even, odd, (lane >> 1) + (lane & 1) * kWidth);
-}
-
-// A line of words, two columns in each lane.
-template <int Bits>
-TW_INLINE VecI load_line(const char* p) {
-  if constexpr (Bits == 4) return widen(reinterpret_cast<const int16_t*>(p));
-  VecI words;
-  memcpy(&words, p, sizeof words);
-  return words;
-}
-
-// The integers of a line of words as floats, of row k + odd and the columns of parity v: brought down,
-// with their sign, and converted.
-template <int Bits, bool Shifted, bool kByLogic = kWidth == 16>
-struct Integers {
-  Vec shift;
-
-  TW_INLINE explicit Integers(int added) : shift(broadcast(float(added))) {}
-  TW_INLINE Vec of(VecI words, int odd, int v) const {
-    const Vec q = to_float(words << (32 - (2 * v + odd + 1) * Bits) >> (32 - Bits));
-    return Shifted ? q + shift : q;
-  }
-};
-
-// With logic of three operands it takes two instructions instead of three: in the mantissa of the power
-// of two at which they count 1, their sign flipped, they are that power + half + q, exactly, and so is
-// the difference q. Nibbles of even rows take one: a vector holds all there are.
-template <int Bits, bool Shifted>
-struct Integers<Bits, Shifted, true> {
-  static constexpr int kHalf = 1 << (Bits - 1);
-  Vec zero[2], table;
-
-  TW_INLINE explicit Integers(int shift) {
-    zero[0] = broadcast(float((1 << 23) + kHalf - shift));
-    zero[1] = broadcast(float((1 << (23 - Bits)) + kHalf - shift));
-    if constexpr (Bits == 4) table = to_float((lane_numbers() ^ kHalf) - kHalf + shift);
-  }
-  TW_INLINE Vec of(VecI words, int odd, int v) const {
-    constexpr int kMask = (1 << Bits) - 1;
-    const int at = odd * Bits, power = (127 + 23 - at) << 23;
-    words = words >> (2 * v * Bits);
-    if (Bits == 4 && !odd) return __builtin_shuffle(table, words);
-    return as_float(and_xor(words, kMask << at, power | kHalf << at)) - zero[odd];
-  }
-};
-
-// A group's scales and offsets of a panel: of even columns, of odd ones.
-template <bool Offset>
-struct Scales {
-  Vec scale[kVectors], offset[kVectors];
-
-  TW_INLINE void load_group(const WeightPanel& w, int64_t at, int64_t ahead) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      scale[v] = every_other(w.scale + at, v);
-      if (Offset) offset[v] = w.offset ? every_other(w.offset + at, v) : Vec{};
-      __builtin_prefetch(w.scale + at + v * kWidth + ahead);
-      if (Offset && w.offset) __builtin_prefetch(w.offset + at + v * kWidth + ahead);
-    }
-  }
-  TW_INLINE Vec times(Vec q, int v) const {
-    return Offset ? fma_once(q, scale[v], offset[v]) : q * scale[v];
-  }
-};
-
-// body(panel, odd, line) for the rows [k, end) of B, each kVectors vectors of floats; rows of one line of
-// words follow each other. Ahead, a line is fetched for each line.
-template <int Panels, int Bits, bool Offset, class Body>
-TW_INLINE void for_rows(const WeightPanel& w, int64_t k, int64_t end, const WeightAhead& ahead,
-                        const Body& body) {
-  constexpr int64_t kLine = NR * Bits / 4;
-  const int64_t panel = w.lines * kLine;
-  const char* from = w.words + (k >> 1) * kLine;
-  const Integers<Bits, Offset> integers(w.shift);
-  Scales<Offset> scales[Panels];
-  const auto rows = [&](bool even, bool odd) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-    for (int p = 0; p < Panels; ++p) {
-      const VecI words = load_line<Bits>(from + p * panel);
-      __builtin_prefetch(from + p * panel + ahead.words);
-      const auto row = [&](int r) __attribute__((always_inline)) {
-        Vec line[kVectors];
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) line[v] = scales[p].times(integers.of(words, r, v), v);
-        body(p, r, line);
-      };
-      if (even) row(0);
-      if (odd) row(1);
-    }
-    if (odd) from += kLine;
-  };
-  for (int64_t group = k / w.group; k < end; ++group) {
-    const int64_t next = (group + 1) * w.group, stop = next < end ? next : end;
-#pragma GCC unroll 4
-    for (int p = 0; p < Panels; ++p) {
-      scales[p].load_group(w, group * w.ld + p * NR, ahead.scales);
-    }
-    if (k % 2) rows(false, true), ++k;
-    for (; k + 1 < stop; k += 2) rows(true, true);
-    if (k < stop) rows(true, false), ++k;
-  }
-}
-
-template <int Bits, bool Offset>
+template <class Words>
 void panel_of_floats(const WeightPanel& w, int64_t k, int64_t kc, float* panel) {
   const WeightAhead neighbour{w.lines * w.line_bytes(NR), NR};
   const auto store_row = [&](int, int, const Vec(&row)[kVectors]) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(panel + v * kWidth, alternating(row[0], row[1], v));
+    for (int v = 0; v < kVectors; ++v) store(panel + v * kWidth, Words::in_order(row, v));
     panel += NR;
   };
-  for_rows<1, Bits, Offset>(w, k, k + kc, neighbour, store_row);
+  Words::template for_rows<1>(w, k, k + kc, neighbour, store_row);
 }
 
-template <int Rows, int Panels, int Bits, bool Offset>
+// gemm_f32's tile of whole rows, which makes the panel on its way. Beside the multiply-adds that costs
+// nothing; before them, in stores that miss the first cache, as much as a tile: 7 % of 168 rows.
+template <class Words>
+void widening_tile(const WeightPanel& w, int64_t k, int64_t kc, const float* a, float* panel,
+                   const TileOut& out) {
+  constexpr int MR = kFloatRows;
+  Vec acc[MR][kVectors] = {};
+  const WeightAhead neighbour{w.lines * w.line_bytes(NR), NR};
+  const auto multiply = [&](int, int, const Vec(&row)[kVectors]) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store(panel + v * kWidth, row[v]);
+    const Scalars<MR> words(a);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const Vec ai = words[i];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = fma(ai, row[v], acc[i][v]);
+    }
+    panel += NR, a += MR;
+  };
+  Words::template for_rows<1>(w, k, k + kc, neighbour, multiply);
+  put_tile(acc, out);
+}
+
+template <int Rows, int Panels, class Words>
 void sum_rows(const WeightTiles& t) {
   Vec acc[Panels][Rows][kVectors] = {};
   MatrixRows<Rows> a(t.a, t.lda);
@@ -186,7 +103,7 @@ void sum_rows(const WeightTiles& t) {
     }
     if (odd && p == Panels - 1) a.step(2);
   };
-  for_rows<Panels, Bits, Offset>(t.panel, t.k, t.k + t.kc, t.ahead, add);
+  Words::template for_rows<Panels>(t.panel, t.k, t.k + t.kc, t.ahead, add);
 #pragma GCC unroll 4
   for (int p = 0; p < Panels; ++p) {
 #pragma GCC unroll 8
@@ -194,7 +111,7 @@ void sum_rows(const WeightTiles& t) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         float* const to = t.sums + (p * kFew + i) * NR + v * kWidth;
-        const Vec sum = alternating(acc[p][i][0], acc[p][i][1], v);
+        const Vec sum = Words::in_order(acc[p][i], v);
         store(to, t.k == 0 ? sum : load(to) + sum);
       }
     }
@@ -208,50 +125,66 @@ constexpr int together(int rows) {
   return panels;
 }
 
-template <int Rows, int Bits, bool Offset, int Together = together(Rows)>
+template <int Rows, class Words, int Together = together(Rows)>
 void sum_panels(WeightTiles t) {
   WeightPanel& w = t.panel;
   for (; t.panels >= Together; t.panels -= Together) {
-    sum_rows<Rows, Together, Bits, Offset>(t);
-    w.words += Together * w.lines * w.line_bytes(NR), w.scale += Together * NR;
+    sum_rows<Rows, Together, Words>(t);
+    w.words += Together * w.lines * w.line_bytes(NR);
+    if (w.scale) w.scale += Together * NR;
     if (w.offset) w.offset += Together * NR;
     t.sums += Together * kFew * NR;
   }
-  if constexpr (Together > 1) sum_panels<Rows, Bits, Offset, Together / 2>(t);
+  if constexpr (Together > 1) sum_panels<Rows, Words, Together / 2>(t);
 }
 
-template <int Bits, bool Offset, int Rows = 1>
+template <class Words, int Rows = 1>
 void sum_tiles(WeightTiles t) {
   if constexpr (Rows < kRows) {
-    if (t.rows > Rows) return sum_tiles<Bits, Offset, Rows + 1>(t);
+    if (t.rows > Rows) return sum_tiles<Words, Rows + 1>(t);
   }
-  sum_panels<Rows, Bits, Offset>(t);
-}
-
-bool has_offset(const WeightPanel& w) {
-  return w.offset || w.shift;
+  sum_panels<Rows, Words>(t);
 }
 
 void tiles(const WeightTiles& t) {
-  const WeightPanel& w = t.panel;
-  const auto run = w.bits == 8     ? has_offset(w) ? sum_tiles<8, true> : sum_tiles<8, false>
-                   : has_offset(w) ? sum_tiles<4, true>
-                                   : sum_tiles<4, false>;
   WeightTiles part = t;
   const int parts = (t.rows + kRows - 1) / kRows;
   for (int i = 0, n = 0; i < t.rows; i += part.rows, ++n) {
     part.rows = t.rows * (n + 1) / parts - i;
     part.a = t.a + i * t.lda, part.sums = t.sums + i * NR;
-    run(part);
+    with_words(t.panel, [&](auto words) { sum_tiles<decltype(words)>(part); });
   }
 }
 
 void to_floats(const WeightPanel& w, int64_t k, int64_t kc, float* panel) {
-  const auto run = w.bits == 8
-                       ? has_offset(w) ? panel_of_floats<8, true> : panel_of_floats<8, false>
-                   : has_offset(w) ? panel_of_floats<4, true>
-                                   : panel_of_floats<4, false>;
-  run(w, k, kc, panel);
+  with_words(w, [&](auto words) { panel_of_floats<decltype(words)>(w, k, kc, panel); });
+}
+
+void tile_of_halves(const WeightPanel& w, int64_t k, int64_t kc, const float* a, float* panel,
+                    const TileOut& out) {
+  const auto run =
+      w.floats == DType::bf16 ? widening_tile<Halves<Bf16>> : widening_tile<Halves<F16>>;
+  run(w, k, kc, a, panel, out);
+}
+
+// Two rows of float16 a line, by way of floats, which are rounded back to what they were.
+void pack_float16(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t K,
+                  F16* panel) {
+  constexpr int kTogether = 16;  // as many as are transposed at once
+  const auto src = static_cast<const F16*>(b.data) + j * b.col;
+  for (int64_t row = 2 * k, end = 2 * (k + kc); row < end; row += kTogether) {
+    float rows[kTogether * NR + kWidth] = {};  // a row that the last line lacks is zero
+    const int64_t count = K - row < kTogether ? K - row : kTogether;
+    pack_panel(src + row * b.row, b.col, b.row, NR, nr, count, rows);
+    const int64_t words = (end - row < kTogether ? end - row : kTogether) * NR;
+    for (int64_t i = 0; i < words; i += kWidth, panel += kWidth) store(panel, load(rows + i));
+  }
+}
+
+void pack(const Matrix& b, int64_t j, int nr, int64_t k, int64_t kc, int64_t K, void* panel) {
+  if (b.dtype == DType::f16) return pack_float16(b, j, nr, k, kc, K, static_cast<F16*>(panel));
+  const auto src = static_cast<const uint16_t*>(b.data) + 2 * k * b.row + j * b.col;
+  pack_words(src, b.col, b.row, NR, nr, kc, K - 2 * k, static_cast<uint32_t*>(panel));
 }
 
 // --- by integers ---------------------------------------------------------------------------------
@@ -321,7 +254,8 @@ void store_sums(const float* sum, int64_t i0, int mr, int64_t j0, int nr, const 
 }  // namespace
 
 void fill_weights(KernelTable& table) {
-  table.weights = {kFew, kWide, to_floats, tiles, to_pairs, row_sums, accumulate, store_sums};
+  table.weights = {kFew,  kWide,    pack,     to_floats,  tile_of_halves,
+                   tiles, to_pairs, row_sums, accumulate, store_sums};
 }
 
 }  // namespace tilewright::ISA

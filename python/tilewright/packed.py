@@ -34,13 +34,15 @@ def pack(b: Any, *, prefer: str = "throughput") -> Any:
     """Pack a constant right-hand side for ``tw.matmul``, ``tw.int8_matmul`` or ``tw.qmatmul``.
 
     Args:
-        b: (K, N) of a float dtype or int8, any strides; or a QuantizedArray as ``tw.qmatmul``
-            takes it, which keeps its 8 or 4 bits and serves both of qmatmul's ``compute``.
+        b: (K, N) of a float dtype or int8, any strides; bfloat16 and float16 keep their 16 bits at
+            every level, so that few rows read half of what float32 takes. Or a QuantizedArray as
+            ``tw.qmatmul`` takes it, which keeps its 8 or 4 bits and serves both of qmatmul's
+            ``compute``.
         prefer: "throughput" or "latency", which differ where b is float32 and the level has matrix
             units (``amx``). They multiply it several times faster than registers do; but few rows
             are bound by reading b, and take about twice as long. "latency" keeps to the float32
             kernel for any number of rows: for models that generate a token at a time. The layout
-            is the same, 4 bytes an element.
+            is the same.
 
     Returns:
         A PackedMatrix (``shape``, ``dtype``, ``bits``, ``isa``, ``nbytes``), which keeps no
