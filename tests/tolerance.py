@@ -47,6 +47,24 @@ int8 keys and values
 
         sum_j P_j r_j |v_j| + sum_j P_j (1 + r_j) h'_j
 
+Gradients of attention in bfloat16, element by element
+    Inputs are taken as they are and results rounded once; the forward's output is not rounded on
+    its way to the backward pass. With t = scale q . k and x = t - lse, a score is wrong by
+
+        2 sqrt(D) u32 scale |q| . |k| + 2 u32 |t|
+
+    lse by the mean of that under P, by 2 sqrt(T) u32 for its sum and u32 |lse| for its store; exp
+    adds (4 + |x|) u32, which is 2 ulp and grows to 30 at x = -87, below which a weight is 0. That
+    makes e, relative in P. Where weights W multiply, out = P v, dQ = dS K, dK = dS^T Q and dV = P^T
+    dO, they are two terms of 8 bits, which lack 2^-17 at most (``TWO_TERMS``). A sum of n of them
+    that are off by d is wrong by
+
+        d |X| + (2^-17 + 2 sqrt(n) u32) |W| |X|
+
+    dS = P (dP - delta) has the error of P, that of dP (a sum of D terms), two roundings, and that
+    of delta = rowsum(dO out). The latter is one number for a row: it meets the sum of P k before
+    its absolute value. The store adds u |want|.
+
 Integers are exact. The elementary functions claim ulp bounds of their own, which
 tests/cpp/test_accuracy.cc holds them to.
 """
@@ -71,6 +89,7 @@ UNDERFLOW = {
     np.dtype(np.float16): 2.0**-25,
     np.dtype(np.float64): 0.0,
 }
+TWO_TERMS = 2.0**-17  # of a number: what two bfloat16 terms, rounded to nearest, lack of it
 STEP = 2.0**-17  # of the central differences, relative to max(1, |x|)
 
 
@@ -161,3 +180,50 @@ def int8_cache_bound(q, k, v):
         up / (P * down).sum(-1, keepdims=True) - 1, 1 - down / (P * up).sum(-1, keepdims=True)
     )
     return (P * ratio) @ np.abs(v) + (P * (1 + ratio)) @ half_step(v)
+
+
+def attention_gradients(q, k, v, dout, scale):
+    """(gradient, allowed error) of q (B, H, Tq, D) and k, v (B, Hkv, Tk, D), all bfloat16."""
+    B, H, rows, D = q.shape
+    Hkv, keys = k.shape[1:3]
+    u = UNIT_ROUNDOFF[q.dtype]
+    q, k, v, dout = (np.asarray(x, np.float64) for x in (q, k, v, dout))
+    k, v = (np.repeat(x, H // Hkv, axis=1) for x in (k, v))
+
+    def turned(x):
+        return x.swapaxes(-1, -2)
+
+    def of_rows(x):
+        return x.sum(-1, keepdims=True)
+
+    def of_groups(x):
+        return x.reshape(B, Hkv, H // Hkv, keys, -1).sum(2)
+
+    def of_sums(d, W, X, n):
+        return (d + (TWO_TERMS + 2 * np.sqrt(n) * U32) * np.abs(W)) @ np.abs(X)
+
+    t = scale * q @ turned(k)
+    top = t.max(-1, keepdims=True)
+    lse = top + np.log(of_rows(np.exp(t - top)))
+    P = np.exp(t - lse)
+    out = P @ v
+    distance = dout @ turned(v) - of_rows(dout * out)  # dP - delta
+    dS = P * distance
+
+    e = U32 * (2 * np.sqrt(D) * scale * np.abs(q) @ turned(np.abs(k)) + 2 * np.abs(t))
+    e += of_rows(P * e) + U32 * (2 * np.sqrt(keys) + np.abs(lse) + 4 + np.abs(t - lse))
+    d_P = P * e + 2.0**-125
+    d_out = of_sums(d_P, P, v, keys) + 2 * np.sqrt(D) * U32 * np.abs(out)
+    d_delta = of_rows(np.abs(dout) * d_out)
+    d_dP = 2 * np.sqrt(D) * U32 * np.abs(dout) @ turned(np.abs(v)) + 2 * U32 * np.abs(distance)
+    d_dS = d_P * np.abs(distance) + P * d_dP
+
+    terms = rows * H // Hkv
+    dq = scale * (of_sums(d_dS, dS, k, keys) + d_delta * np.abs(P @ k))
+    dk = scale * (of_sums(turned(d_dS), turned(dS), q, terms) + turned(P) @ (d_delta * np.abs(q)))
+    dv = of_sums(turned(d_P), turned(P), dout, terms)
+    wants = (scale * dS @ k, scale * of_groups(turned(dS) @ q), of_groups(turned(P) @ dout))
+    return [
+        (want, moved + u * np.abs(want) + UNDERFLOW[np.dtype(ml_dtypes.bfloat16)])
+        for want, moved in zip(wants, (dq, of_groups(dk), of_groups(dv)), strict=True)
+    ]
