@@ -19,9 +19,9 @@
 #if defined(ISA_amx)
 
 #include "simd/attention_scores.h"
+#include "simd/attention_tiles.h"
 #include "simd/elements.h"
 #include "simd/pack.h"
-#include "simd/split_tiles.h"
 
 namespace tilewright::ISA {
 namespace {

@@ -169,8 +169,7 @@ void multiply(int64_t kc, const char* a, const char* b, const TileOut& out,
               const GemmAside& aside) {
   Beside<Vec, pack_rows<TermsA>, prepare<TermsB>, 2> beside(
       aside, kPartsOfStep<TermsA, TermsB> * steps_of(kc));
-  multiply_steps<TermsA, TermsB, Origin::streamed, both>(kc, a, b, static_cast<char*>(out.data),
-                                                         out.row * 4, beside);
+  multiply_steps<TermsA, TermsB, both>(kc, a, b, static_cast<char*>(out.data), out.row * 4, beside);
   beside.rest();
 }
 

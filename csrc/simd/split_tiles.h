@@ -1,5 +1,5 @@
-// Products of bfloat16 terms on tiles (simd/gemm_split.cc has the terms and their order), with other
-// work between them.
+// A GEMM's products of bfloat16 terms on tiles (simd/gemm_split.cc has the terms and their order), with
+// other work between them.
 #pragma once
 #include "simd/amx.h"
 #include "simd/terms.h"
@@ -9,18 +9,11 @@ namespace {
 
 static_assert(kTermBytes == 2 * kTileBytes);
 
-// Whether panels of the left operand come from the second cache and should stay there.
-enum class Origin { near, streamed };
-
-template <Origin from, bool both>
+// Panels of the left operand come from the second cache and should stay there.
+template <bool both>
 TW_INLINE void load_left(const char* term) {
-  if constexpr (from == Origin::streamed) {
-    stream_tile<4>(term, 64);
-    if constexpr (both) stream_tile<5>(term + kTileBytes, 64);
-  } else {
-    load_tile<4>(term, 64);
-    if constexpr (both) load_tile<5>(term + kTileBytes, 64);
-  }
+  stream_tile<4>(term, 64);
+  if constexpr (both) stream_tile<5>(term + kTileBytes, 64);
 }
 TW_INLINE void load_right(const char* term) {
   load_tile<6>(term, 128);
@@ -28,12 +21,12 @@ TW_INLINE void load_right(const char* term) {
 }
 
 // Each term of one side stays loaded for as long as the next product wants it.
-template <int TermsA, int TermsB, Origin from, bool both, class Work>
+template <int TermsA, int TermsB, bool both, class Work>
 TW_INLINE void multiply_step(const char* a, const char* b, Work& beside) {
   static_assert(TermsA == TermsB || (TermsA == 1 && TermsB == 2));
   constexpr Words w = Words::bf16;
   if constexpr (TermsA == 1) {
-    load_left<from, both>(a);
+    load_left<both>(a);
     if constexpr (TermsB == 2) {
       load_right(b + kTermBytes);
       multiply_all<w, both>();  // a0 b1
@@ -45,15 +38,15 @@ TW_INLINE void multiply_step(const char* a, const char* b, Work& beside) {
   } else {
     load_right(b);
     if constexpr (TermsA == 3) {
-      load_left<from, both>(a + 2 * kTermBytes);
+      load_left<both>(a + 2 * kTermBytes);
       multiply_all<w, both>();  // a2 b0
     }
-    load_left<from, both>(a + kTermBytes);
+    load_left<both>(a + kTermBytes);
     multiply_all<w, both>();  // a1 b0
     beside.next_part();
     load_right(b + kTermBytes);
     if constexpr (TermsA == 3) multiply_all<w, both>();  // a1 b1
-    load_left<from, both>(a);
+    load_left<both>(a);
     multiply_all<w, both>();  // a0 b1
     beside.next_part();
     if constexpr (TermsA == 3) {
@@ -70,27 +63,14 @@ template <int TermsA, int TermsB>
 constexpr int kPartsOfStep = TermsA == 1 ? TermsB : 3;
 
 // Sums over kc elements of K, to rows `line` bytes apart.
-template <int TermsA, int TermsB, Origin from, bool both, class Work>
+template <int TermsA, int TermsB, bool both, class Work>
 TW_INLINE void multiply_steps(int64_t kc, const char* a, const char* b, char* out, int64_t line,
                               Work& beside) {
   clear_sums<both>();
   for (int64_t k = 0; k < kc; k += kStep, a += TermsA * kTermBytes, b += TermsB * kTermBytes) {
-    multiply_step<TermsA, TermsB, from, both>(a, b, beside);
+    multiply_step<TermsA, TermsB, both>(a, b, beside);
   }
   store_sums<both>(out, line);
-}
-
-// out (rows, 32) = left (rows, kc) * right (kc, 32), 32 rows at a time.
-template <int TermsA, int TermsB, class Work>
-TW_INLINE void multiply_terms(const TileProduct& p, Work& beside) {
-  const auto b = static_cast<const char*>(p.right);
-  for (int64_t i = 0; i < p.rows; i += 2 * kTileLines) {
-    const auto a = static_cast<const char*>(p.left) + i / (2 * kTileLines) * p.panel_bytes;
-    const auto out = reinterpret_cast<char*>(p.out + i * 2 * kTileLines);
-    p.rows - i > kTileLines
-        ? multiply_steps<TermsA, TermsB, Origin::near, true>(p.kc, a, b, out, 128, beside)
-        : multiply_steps<TermsA, TermsB, Origin::near, false>(p.kc, a, b, out, 128, beside);
-  }
 }
 
 }  // namespace
