@@ -81,13 +81,15 @@ if(TILEWRIGHT_CUDA_SOURCES)
 endif()
 
 # The extension module as it is with CUDA, but emulated: tests load it in the place of _core. What the front doors and
-# the binding are compiled with differs from _core's by TILEWRIGHT_HAS_GPU alone; everything below is libtilewright's.
+# the binding are compiled with differs from _core's by definitions alone, so that ccache has what they don't reach;
+# everything below is libtilewright's.
 if(TILEWRIGHT_PYTHON)
   file(GLOB gpu_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/ops/*.cc ${PROJECT_SOURCE_DIR}/csrc/python/gpu/*.cc)
   add_library(tilewright_emulated_extension OBJECT ${TILEWRIGHT_BINDING_SOURCES} ${gpu_sources})
-  target_link_libraries(tilewright_emulated_extension PRIVATE tilewright_extension tilewright_emulated_flags)
+  target_link_libraries(tilewright_emulated_extension PRIVATE tilewright_extension)
+  target_include_directories(tilewright_emulated_extension SYSTEM PRIVATE ${TILEWRIGHT_CUDA_INCLUDE}
+                                                                          ${TILEWRIGHT_CUDA_INCLUDE}/cccl)
   target_compile_definitions(tilewright_emulated_extension PRIVATE TILEWRIGHT_HAS_GPU="emulated" TILEWRIGHT_EMULATE=1)
-  target_compile_options(tilewright_emulated_extension PRIVATE -O1)
   foreach(mode IN ITEMS fast checked)
     pybind11_add_module(_emulated_${mode} MODULE NO_EXTRAS $<TARGET_OBJECTS:tilewright_emulated_extension>)
     target_link_libraries(_emulated_${mode} PRIVATE tilewright $<LINK_ONLY:tilewright_kernels_${mode}>)
