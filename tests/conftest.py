@@ -74,6 +74,7 @@ def levels(config):
     return wanted or harness.SUPPORTED_ISAS
 
 
+@pytest.hookimpl(trylast=True)  # the levels of a case one after another: they share its references
 def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", levels(metafunc.config), indirect=True)
@@ -149,6 +150,17 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         report.sections.append(("random data", f"--seed {harness.seed}"))
     return report
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # of pytest -n 2, whose table is one
+        session.config.workeroutput["worst"] = harness.worst
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for name, found in getattr(node, "workeroutput", {}).get("worst", {}).items():
+        harness.worst[name] = max(tuple(found), harness.worst.get(name, (-1.0, "")))
 
 
 def pytest_terminal_summary(terminalreporter):

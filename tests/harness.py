@@ -109,21 +109,29 @@ def as_out(arrays, like):
     return tuple(arrays) if type(like) is tuple else arrays[0]
 
 
+signature = functools.cache(inspect.signature)
+
+
 def bind(op, args, kwargs):
     """Argument values by name, in the op's order."""
-    return dict(inspect.signature(op).bind(*args, **kwargs).arguments)
+    return dict(signature(op).bind(*args, **kwargs).arguments)
+
+
+@functools.cache
+def keyword_only(function):
+    """The names of a function's parameters that are no positional ones."""
+    parameters = signature(function).parameters
+    return frozenset(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY)
 
 
 def call(op, arguments):
     """Call an op with the arguments of ``bind``."""
-    keyword_only = {
-        n for n, p in inspect.signature(op).parameters.items() if p.kind is p.KEYWORD_ONLY
-    }
-    args = [v for n, v in arguments.items() if n not in keyword_only]
-    return op(*args, **{n: v for n, v in arguments.items() if n in keyword_only})
+    named = keyword_only(op)
+    args = [v for n, v in arguments.items() if n not in named]
+    return op(*args, **{n: v for n, v in arguments.items() if n in named})
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
 def inputs(name, case, dtype):
     """The arguments of a case by name; read-only, since no op may write to its inputs."""
     op = OPS[name]
@@ -138,23 +146,15 @@ def inputs(name, case, dtype):
 def evaluate(name, arguments):
     """The references of an op's outputs for these arguments."""
     exact = {n: to_float64(v) for n, v in arguments.items() if n != "out"}
+    definition = OPS[name].reference
+    positional = signature(definition).parameters.keys() - keyword_only(definition)
+    args = [v for n, v in exact.items() if n in positional]
+    named = {n: v for n, v in exact.items() if n not in positional}
     with np.errstate(all="ignore"):
-        op = OPS[name]
-        bound = inspect.signature(op.reference).parameters
-        positional = [
-            v
-            for n, v in exact.items()
-            if n in bound and bound[n].kind is not inspect.Parameter.KEYWORD_ONLY
-        ]
-        named = {
-            n: v
-            for n, v in exact.items()
-            if n not in bound or bound[n].kind is inspect.Parameter.KEYWORD_ONLY
-        }
-        return as_tuple(op.reference(*positional, **named))
+        return as_tuple(definition(*args, **named))
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
 def reference(name, case, dtype):
     """The references of a case's outputs; the same for every ISA level, hence computed once."""
     return evaluate(name, inputs(name, case, dtype))

@@ -85,12 +85,17 @@ DEFINITIONS = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "definition"), DEFINITIONS, ids=lambda p: repr(p)[:30])
+def shown(parameter):
+    """As a test's name has it: the same in each process."""
+    return repr(parameter)[:30] if isinstance(parameter, nn.Module) else None
+
+
+@pytest.mark.parametrize(("layer", "definition"), DEFINITIONS, ids=shown)
 def test_values_and_gradients(rng, layer, definition):
     agrees(layer, definition, (3 * rng.standard_normal((5, 37))).astype(np.float32))
 
 
-@pytest.mark.parametrize(("layer", "definition"), DEFINITIONS, ids=lambda p: repr(p)[:30])
+@pytest.mark.parametrize(("layer", "definition"), DEFINITIONS, ids=shown)
 def test_bfloat16_in_and_out(rng, layer, definition):
     x = (3 * rng.standard_normal((5, 37))).astype(bf16)
     y = layer(tw.tensor(x, requires_grad=True))
