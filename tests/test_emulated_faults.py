@@ -92,7 +92,7 @@ def run_tests(fault, folder, link_command):
     path.write_text(text.replace(fault.text, fault.wrong), encoding="utf-8")
     extension = build(fault.source, csrc, folder, link_command)
     tests = [f"tests/test_{name}.py" for name in fault.tests]
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", fault.test]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--full", "-k", fault.test]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
         env={
