@@ -173,10 +173,10 @@ FAULTS = {  # a file of csrc/simd, a text of it, and what replaces it
     "terms cut off": ("terms.h", " + 0x8000u", ""),
     "a1 b1 left out": (
         "split_tiles.h",
-        "if constexpr (TermsA == 3) multiply_all<w, both>();  // a1 b1",
+        "if constexpr (TermsA == 3) multiply_both();  // a1 b1",
         "",
     ),
-    "a0 b2 left out": ("split_tiles.h", "multiply_all<w, both>();  // a0 b2", ""),
+    "a0 b2 left out": ("split_tiles.h", "multiply_both();  // a0 b2", ""),
     "no third term of b": (
         "split_tiles.h",
         "load_right(b + 2 * kTermBytes);",

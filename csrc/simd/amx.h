@@ -1,11 +1,20 @@
-// How products on AMX use the eight tiles (simd/tiles.h): 32 x 32 sums, and other work beside them.
+// How products on AMX use the tiles (simd/tiles.h): 16 x 32 sums at a time, and other work beside them.
 //
-//                  tmm6      tmm7             b, 16 words of K a tile: word [k][j]
+//                  tmm6  |  tmm6 or 7        b, 16 words of K a tile: word [k][j]
 //               +---------+---------+
 //        tmm4   |  tmm0   |  tmm1   |         a, 16 words of K a tile: word [i][k]
 //               +---------+---------+
-//        tmm5   |  tmm2   |  tmm3   |         a word is 2 bfloat16 or 4 bytes, neighbours along K
-//               +---------+---------+
+//                                             a word is 2 bfloat16 or 4 bytes, neighbours along K
+//
+// Why not 32 x 32, which loads a tile for each product instead of one and a half: tiles are renamed as
+// registers are, and a core that is shared with another tenant has few to rename to. Then, for seconds,
+// what is loaded or summed waits for what came before it, the longer the more tiles are in use
+// (ns a product, operands in the first cache):
+//
+//   in use                    8     7     6     5     4      products alone
+//   core of its own         7.3   7.3   7.3   7.6   7.6      7.5
+//   shared                 32.6  23.4  20.2  19.7  17.5      8.9
+//
 #pragma once
 #include <stdint.h>
 
@@ -17,19 +26,19 @@
 namespace tilewright::ISA {
 namespace {
 
-// The sums of the picture, one row of tiles or both, from zero and to rows `line` bytes apart.
-template <bool both>
+// The sums of the picture, from zero and to rows `line` bytes apart.
 TW_INLINE void clear_sums() {
   clear_tile<0>();
   clear_tile<1>();
-  if constexpr (both) clear_tile<2>(), clear_tile<3>();
 }
-template <bool both>
 TW_INLINE void store_sums(char* out, int64_t line) {
   store_tile<0>(out, line);
   store_tile<1>(out + 64, line);
-  if constexpr (both)
-    store_tile<2>(out + 16 * line, line), store_tile<3>(out + 16 * line + 64, line);
+}
+
+// How many parts of other work there are beside mr rows of sums, n beside 16.
+TW_INLINE int64_t parts_of(int mr, int64_t n) {
+  return mr > kTileLines ? 2 * n : n;
 }
 
 template <class V>
@@ -166,13 +175,6 @@ class Beside {
   const Into into_;
   Share rows_, packed_, prepared_, ahead_[3];
 };
-
-template <Words w, bool both>
-TW_INLINE void multiply_all() {
-  multiply_tiles<w, 0, 4, 6>();
-  multiply_tiles<w, 1, 4, 7>();
-  if constexpr (both) multiply_tiles<w, 2, 5, 6>(), multiply_tiles<w, 3, 5, 7>();
-}
 
 }  // namespace
 }  // namespace tilewright::ISA

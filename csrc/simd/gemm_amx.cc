@@ -5,9 +5,9 @@
 //   B's panel (kc, 32) in words of 4 bytes:     a step is 16 lines; columns 0-15 and 16-31 of a line
 //                                               are two tiles 64 bytes apart
 //
-// Each step loads 4 tiles and multiplies them 2 x 2 (simd/amx.h): 4 KB for 4 products of 16 cycles.
-// A second cache delivers about 48 bytes a cycle, so one of the panels has to come from the first:
-// B's, which is used for every panel of A; A's is streamed past it.
+// Each step loads a tile of A and two of B (simd/amx.h): 3 KB for 2 products of 16 cycles. A second
+// cache delivers about 48 bytes a cycle, so one of the panels has to come from the first: B's, which
+// is used for every panel of A, and twice; A's is streamed past it.
 //
 // Parameter  bounded by                                            bfloat16      int8
 // KC         B's panel of 32 KB in a first cache of 48 KB           256 pairs     512 pairs
@@ -15,9 +15,8 @@
 //            2 MB; B is read from the third MC rows at a time,
 //            2 / MC bytes a multiply-add
 //
-// What a core gives depends on the current it may draw: a product of tiles of numbers takes 7 ns with
-// its loads hidden behind it, or 17 to 35 with each load 10 ns on top, while everything else goes on as
-// before. So other work belongs between tile instructions, and loads are what is worth saving.
+// A core of its own hides products behind the rest (512 cubed of int8: 179 us, without its products
+// 172): caches bind, so other work belongs between tile instructions, and memory is worth saving.
 //
 // Words: packed bfloat16 are the pairs along K of simd/gemm_bf16.cc, for this level as for the one
 // below, and are multiplied as they are. Packed int8 keep the pairs of simd/qgemm_kernel.cc in memory;
@@ -70,47 +69,44 @@ void prepare_bytes(const ColumnPanel& p, int64_t from, int64_t end) {
 
 // --- a . b ---------------------------------------------------------------------------------------
 
-template <Words w, bool both, class Work>
+template <Words w, class Work>
 TW_INLINE void step(const char* a, int64_t row, const char* b, Work& beside) {
   constexpr int64_t line = NR * 4;
   load_tile<6>(b, line);
   stream_tile<4>(a, row);
   multiply_tiles<w, 0, 4, 6>();
-  load_tile<7>(b + 64, line);
-  multiply_tiles<w, 1, 4, 7>();
+  load_tile<6>(b + 64, line);
+  multiply_tiles<w, 1, 4, 6>();
   beside.next_part();
-  if constexpr (both) {
-    stream_tile<5>(a + kTileLines * row, row);
-    multiply_tiles<w, 2, 5, 6>();
-    multiply_tiles<w, 3, 5, 7>();
-  }
 }
 
-// `lines` of B, of which the last step may lack some.
-template <Words w, bool both, class Work>
-TW_INLINE void multiply(int64_t lines, const TileRows& rows, const char* b, const TileOut& out,
-                        Work& beside) {
-  auto a = static_cast<const char*>(rows.data);
+// 16 rows; `lines` of B, of which the last step may lack some.
+template <Words w, class Work>
+TW_INLINE void multiply_rows(int64_t lines, const char* a, const TileRows& rows, const char* b,
+                             char* out, int64_t out_line, Work& beside) {
   const int64_t row = rows.row, next = rows.step;
-  clear_sums<both>();
+  clear_sums();
   for (; lines >= kTileLines; lines -= kTileLines, a += next, b += kStepBytes) {
-    step<w, both>(a, row, b, beside);
+    step<w>(a, row, b, beside);
   }
   if (lines > 0) {
     alignas(64) char padded[kStepBytes] = {};
     memcpy(padded, b, size_t(lines) * NR * 4);
-    step<w, both>(a, row, padded, beside);
+    step<w>(a, row, padded, beside);
   }
-  store_sums<both>(static_cast<char*>(out.data), out.row * 4);
-  beside.rest();
+  store_sums(out, out_line);
 }
 
 template <Words w, class Work>
-TW_INLINE void multiply(int mr, int64_t lines, const TileRows& a, const void* b, const TileOut& out,
-                        Work& beside) {
-  const auto pb = static_cast<const char*>(b);
-  mr > kTileLines ? multiply<w, true>(lines, a, pb, out, beside)
-                  : multiply<w, false>(lines, a, pb, out, beside);
+TW_INLINE void multiply(int mr, int64_t lines, const TileRows& rows, const void* b,
+                        const TileOut& out, Work& beside) {
+  const auto a = static_cast<const char*>(rows.data);
+  const auto to = static_cast<char*>(out.data);
+  for (int64_t i = 0; i < mr; i += kTileLines) {
+    multiply_rows<w>(lines, a + i * rows.row, rows, static_cast<const char*>(b),
+                     to + i * out.row * 4, out.row * 4, beside);
+  }
+  beside.rest();
 }
 
 int64_t steps_of(int64_t lines) {
@@ -203,14 +199,14 @@ void pack_a(const Matrix& a, int64_t i, int mr, int64_t k, int64_t kc, int64_t K
 
 void multiply_bf16(int mr, int64_t kc, const TileRows& a, const void* b, const TileOut& out,
                    const GemmAside& aside) {
-  Beside<Vec, pack_rows<uint16_t>, prepare_bf16, 1> beside(aside, steps_of(kc));
+  Beside<Vec, pack_rows<uint16_t>, prepare_bf16, 1> beside(aside, parts_of(mr, steps_of(kc)));
   multiply<Words::bf16>(mr, kc, a, b, out, beside);
 }
 template <Words w>
 void multiply_bytes(int mr, int64_t kc, const TileRows& a, const void* b, const TileOut& out,
                     const GemmAside& aside) {
   const int64_t lines = (kc + 1) / 2;
-  Beside<VecU, pack_rows<uint8_t>, prepare_bytes, 2> beside(aside, steps_of(lines));
+  Beside<VecU, pack_rows<uint8_t>, prepare_bytes, 2> beside(aside, parts_of(mr, steps_of(lines)));
   multiply<w>(mr, lines, a, b, out, beside);
 }
 

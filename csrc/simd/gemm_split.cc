@@ -7,9 +7,9 @@
 //   A's panel, a step of 32 elements of K:   a term's rows 0-15, rows 16-31; the next term ...
 //   B's panel, prepared:                     a term's 16 lines of pairs (2 KB); the next term ...
 //
-// Six products of tiles cost 6 x 16 cycles for each of the four sums, and load 12 tiles: half of
-// what a bfloat16 product loads for its work, so that B's panel may lie in the second cache. 32
-// fused multiply-adds of 16 lanes would take twice as long at least.
+// Six products of tiles cost 6 x 16 cycles for each of two sums, and load 11 tiles: two thirds of what
+// a bfloat16 product loads for its work, so that B's panel may lie in the second cache. 32 fused
+// multiply-adds of 16 lanes would take twice as long at least.
 //
 // B stays float32 in memory, in the panels of simd/gemm_kernel.cc, and is split on its way into the
 // first cache, once for each block of rows: packed weights take 4 bytes, and the float32 kernel
@@ -164,21 +164,17 @@ void prepare(const ColumnPanel& p, int64_t from, int64_t end) {
 
 // --- a * b ---------------------------------------------------------------------------------------
 
-template <int TermsA, int TermsB, bool both>
-void multiply(int64_t kc, const char* a, const char* b, const TileOut& out,
-              const GemmAside& aside) {
-  Beside<Vec, pack_rows<TermsA>, prepare<TermsB>, 2> beside(
-      aside, kPartsOfStep<TermsA, TermsB> * steps_of(kc));
-  multiply_steps<TermsA, TermsB, both>(kc, a, b, static_cast<char*>(out.data), out.row * 4, beside);
-  beside.rest();
-}
-
 template <int TermsA, int TermsB>
 void tile_beside(int mr, int64_t kc, const TileRows& a, const void* b, const TileOut& out,
                  const GemmAside& aside) {
-  const auto pa = static_cast<const char*>(a.data), pb = static_cast<const char*>(b);
-  mr > kTileLines ? multiply<TermsA, TermsB, true>(kc, pa, pb, out, aside)
-                  : multiply<TermsA, TermsB, false>(kc, pa, pb, out, aside);
+  Beside<Vec, pack_rows<TermsA>, prepare<TermsB>, 2> beside(
+      aside, parts_of(mr, kPartsOfStep<TermsA, TermsB> * steps_of(kc)));
+  for (int64_t i = 0; i < mr; i += kTileLines) {
+    multiply_steps<TermsA, TermsB>(
+        kc, static_cast<const char*>(a.data) + i * a.row, static_cast<const char*>(b),
+        static_cast<char*>(out.data) + i * out.row * 4, out.row * 4, beside);
+  }
+  beside.rest();
 }
 
 template <int TermsA, int TermsB>

@@ -1,13 +1,13 @@
-// The limits of matrix units: products of tiles that are there, four sums in turn.
+// The limits of matrix units: products of tiles that are there, two sums in turn.
 //
-//   multiply_add_bf16   each step 4 x 16 x 16 x 32 multiply-adds
-//   multiply_add_int8   each step 4 x 16 x 16 x 64
+//   multiply_add_bf16   each step 2 x 16 x 16 x 32 multiply-adds
+//   multiply_add_int8   each step 2 x 16 x 16 x 64
 //
 // Parameter  bounded by
-// 4 sums     latency of a product (52 cycles) / its 16 cycles on the units
+// 2 sums     tiles in use: the fewer, the better on a core that is shared (simd/amx.h). One sum would do,
+//            since products are passed on from one to the next in their 16 cycles
 //
-// Numerics: numbers of both signs, the bfloat16 in [0.5, 1). Zeros would not do: where a core has to save
-// current it multiplies them twice as fast as anything else.
+// Numerics: numbers of both signs, the bfloat16 in [0.5, 1).
 #include "cpu/kernel_table.h"
 
 // Compiled at every level, empty where there are no tiles.
@@ -30,17 +30,19 @@ void fill(char* to, int64_t bytes) {
 
 template <Words w>
 float multiply(int64_t steps) {
-  alignas(64) char numbers[4 * kTileBytes];
+  alignas(64) char numbers[3 * kTileBytes];
   fill<w>(numbers, sizeof numbers);
   begin_tiles();
-  clear_sums<true>();
+  clear_sums();
   load_tile<4>(numbers, 64);
-  load_tile<5>(numbers + kTileBytes, 64);
-  load_tile<6>(numbers + 2 * kTileBytes, 64);
-  load_tile<7>(numbers + 3 * kTileBytes, 64);
-  for (int64_t i = 0; i < steps; ++i) multiply_all<w, true>();
-  alignas(64) float sums[32 * 32];
-  store_sums<true>(reinterpret_cast<char*>(sums), 128);
+  load_tile<6>(numbers + kTileBytes, 64);
+  load_tile<7>(numbers + 2 * kTileBytes, 64);
+  for (int64_t i = 0; i < steps; ++i) {
+    multiply_tiles<w, 0, 4, 6>();
+    multiply_tiles<w, 1, 4, 7>();
+  }
+  alignas(64) float sums[16 * 32];
+  store_sums(reinterpret_cast<char*>(sums), 128);
   end_tiles();
   return sums[0];
 }
@@ -48,7 +50,7 @@ float multiply(int64_t steps) {
 }  // namespace
 
 void fill_roofline_amx(KernelTable& table) {
-  constexpr int64_t products = 4 * 16 * 16;
+  constexpr int64_t products = 2 * 16 * 16;
   RooflineKernels& k = table.roofline;
   k.multiply_add_bf16 = multiply<Words::bf16>, k.bf16_flops_per_step = products * 32 * 2;
   k.multiply_add_int8 = multiply<Words::s8>, k.int8_ops_per_step = products * 64 * 2;

@@ -10,51 +10,52 @@ namespace {
 static_assert(kTermBytes == 2 * kTileBytes);
 
 // Panels of the left operand come from the second cache and should stay there.
-template <bool both>
 TW_INLINE void load_left(const char* term) {
   stream_tile<4>(term, 64);
-  if constexpr (both) stream_tile<5>(term + kTileBytes, 64);
 }
 TW_INLINE void load_right(const char* term) {
   load_tile<6>(term, 128);
   load_tile<7>(term + 64, 128);
 }
+TW_INLINE void multiply_both() {
+  multiply_tiles<Words::bf16, 0, 4, 6>();
+  multiply_tiles<Words::bf16, 1, 4, 7>();
+}
 
 // Each term of one side stays loaded for as long as the next product wants it.
-template <int TermsA, int TermsB, bool both, class Work>
+template <int TermsA, int TermsB, class Work>
 TW_INLINE void multiply_step(const char* a, const char* b, Work& beside) {
   static_assert(TermsA == TermsB || (TermsA == 1 && TermsB == 2));
-  constexpr Words w = Words::bf16;
   if constexpr (TermsA == 1) {
-    load_left<both>(a);
+    load_left(a);
     if constexpr (TermsB == 2) {
       load_right(b + kTermBytes);
-      multiply_all<w, both>();  // a0 b1
+      multiply_both();  // a0 b1
       beside.next_part();
     }
     load_right(b);
-    multiply_all<w, both>();  // a0 b0
+    multiply_both();  // a0 b0
     beside.next_part();
   } else {
     load_right(b);
     if constexpr (TermsA == 3) {
-      load_left<both>(a + 2 * kTermBytes);
-      multiply_all<w, both>();  // a2 b0
+      load_left(a + 2 * kTermBytes);
+      multiply_both();  // a2 b0
     }
-    load_left<both>(a + kTermBytes);
-    multiply_all<w, both>();  // a1 b0
+    load_left(a + kTermBytes);
+    multiply_both();  // a1 b0
     beside.next_part();
     load_right(b + kTermBytes);
-    if constexpr (TermsA == 3) multiply_all<w, both>();  // a1 b1
-    load_left<both>(a);
-    multiply_all<w, both>();  // a0 b1
+    if constexpr (TermsA == 3) multiply_both();  // a1 b1
+    load_left(a);
+    multiply_both();  // a0 b1
     beside.next_part();
     if constexpr (TermsA == 3) {
       load_right(b + 2 * kTermBytes);
-      multiply_all<w, both>();  // a0 b2
+      multiply_both();  // a0 b2
     }
     load_right(b);
-    multiply_all<w, both>();  // a0 b0
+    multiply_both();  // a0 b0
     beside.next_part();
   }
 }
@@ -62,15 +63,15 @@ TW_INLINE void multiply_step(const char* a, const char* b, Work& beside) {
 template <int TermsA, int TermsB>
 constexpr int kPartsOfStep = TermsA == 1 ? TermsB : 3;
 
-// Sums over kc elements of K, to rows `line` bytes apart.
-template <int TermsA, int TermsB, bool both, class Work>
+// 16 rows of sums over kc elements of K, to rows `line` bytes apart.
+template <int TermsA, int TermsB, class Work>
 TW_INLINE void multiply_steps(int64_t kc, const char* a, const char* b, char* out, int64_t line,
                               Work& beside) {
-  clear_sums<both>();
+  clear_sums();
   for (int64_t k = 0; k < kc; k += kStep, a += TermsA * kTermBytes, b += TermsB * kTermBytes) {
-    multiply_step<TermsA, TermsB, both>(a, b, beside);
+    multiply_step<TermsA, TermsB>(a, b, beside);
   }
-  store_sums<both>(out, line);
+  store_sums(out, line);
 }
 
 }  // namespace
