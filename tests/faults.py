@@ -33,13 +33,13 @@ GEMM, QGEMM, WEIGHTS, LAYERNORM, ELEMENT, ATTENTION, DECODE, ROPE = (
         "rope",
     )
 )
-SCORES = "simd/attention_scores.h"
+SCORES, WEIGHT_ROWS = "simd/attention_scores.h", "simd/weight_rows.h"
 FAULTS = [
     Fault(
         "last terms of K dropped",
         GEMM,
-        "k < kc; ++k, a.step()",
-        "k < (kc & ~1ll); ++k, a.step()",
+        "for (; k < kc; ++k) step();",
+        "for (; k < (kc & ~1ll); ++k) step();",
         GEMM,
         "matmul",
     ),
@@ -185,7 +185,7 @@ FAULTS = [
     ),
     Fault(
         "signs of lower nibbles lost",
-        WEIGHTS,
+        WEIGHT_ROWS,
         "Bits) >> (32 - Bits));",
         "Bits) >> (32 - Bits) & ((1 << Bits) - 1));",
         WEIGHTS,
@@ -193,7 +193,7 @@ FAULTS = [
     ),
     Fault(
         "halves of a word swapped",
-        WEIGHTS,
+        WEIGHT_ROWS,
         "if (k % 2) rows(false, true), ++k;",
         "if (k % 2) rows(true, false), ++k;",
         WEIGHTS,
@@ -201,7 +201,7 @@ FAULTS = [
     ),
     Fault(
         "the first group's scales for all",
-        WEIGHTS,
+        WEIGHT_ROWS,
         "load_group(w, group * w.ld + p * NR,",
         "load_group(w, p * NR,",
         WEIGHTS,
@@ -209,7 +209,7 @@ FAULTS = [
     ),
     Fault(
         "groups end one row late",
-        WEIGHTS,
+        WEIGHT_ROWS,
         "next = (group + 1) * w.group,",
         "next = (group + 1) * w.group + 1,",
         WEIGHTS,
@@ -217,7 +217,7 @@ FAULTS = [
     ),
     Fault(
         "floats without their offset",
-        WEIGHTS,
+        WEIGHT_ROWS,
         "fma_once(q, scale[v], offset[v])",
         "q * scale[v]",
         WEIGHTS,
@@ -225,7 +225,7 @@ FAULTS = [
     ),
     Fault(
         "unsigned weights read as signed",
-        WEIGHTS,
+        WEIGHT_ROWS,
         "Shifted ? q + shift : q",
         "q",
         WEIGHTS,
@@ -233,7 +233,7 @@ FAULTS = [
     ),
     Fault(
         "even columns where odd ones belong",
-        WEIGHTS,
+        WEIGHT_ROWS,
         "(lane >> 1) + (lane & 1) * kWidth",
         "lane >> 1",
         WEIGHTS,
