@@ -7,8 +7,8 @@ from emulated_faults.fault import BOUNDS, WRONG, Fault
 # Tails of rows, keys and dimensions; K and V take more than one tile.
 FORWARD = {"source": "attention_forward.cu", "tests": ("forward",)}
 BACKWARD = {"source": "attention_backward.cu", "tests": ("backward",)}
-CASE = "matches_reference and -attention[1 and 97 and bfloat16"
-SLOPE = "matches_differences and -attention[2 and 33 and 31 and causal and bfloat16"
+CASE = "matches_reference and [attention[1 and 97 and bfloat16"
+SLOPE = "matches_differences and [attention[2 and 33 and 31 and causal and bfloat16"
 
 FAULTS = [
     Fault(
@@ -62,7 +62,7 @@ FAULTS = [
         "return fmaf(a, before, b * chunk);",
         "return fmaf(a, 1.0f, b * chunk);",
         WRONG,
-        test="matches_reference and -attention[1 and 1025 and 65 and float32",
+        test="matches_reference and [attention[1 and 1025 and 65 and float32",
         **FORWARD,
     ),
     Fault(
@@ -71,7 +71,7 @@ FAULTS = [
         "      }\n    }\n    __syncthreads();\n  }\n  gpu::cp_async_wait<0>();",
         "      }\n    }\n  }\n  gpu::cp_async_wait<0>();",
         "race",
-        test="matches_differences and -attention[1 and 19 and 511 and bfloat16",
+        test="matches_differences and [attention[1 and 19 and 511 and bfloat16",
         **BACKWARD,
     ),
     Fault(

@@ -12,7 +12,7 @@ EXACT = {
 }
 GROUPED = {
     "source": "int8_mma.cu",
-    "test": "matches_reference and -qmatmul[15 and 513",
+    "test": "matches_reference and [qmatmul[15 and 513",
     "tests": ("forward",),
 }
 FEW = "few_rows_by_quantized"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from emulated_faults.fault import BOUNDS, WRONG, Fault
 
 # Rows, depth and columns end within a tile; K takes three stages.
-CASE = "matches_reference and -matmul[61"
+CASE = "matches_reference and [matmul[61"
 TENSOR = {"source": "matmul_mma.cu", "test": f"{CASE} and bfloat16", "tests": ("forward",)}
 FFMA = {"source": "matmul_ffma.cu", "test": f"{CASE} and float32", "tests": ("forward",)}
 
@@ -25,7 +25,7 @@ FAULTS = [
         "gpu::cp_async_wait<stages - 1>();",
         "cp.async",
         source="matmul_mma.cu",
-        test="matches_reference and -matmul[5 and 256 and bfloat16",
+        test="matches_reference and [matmul[5 and 256 and bfloat16",
         tests=("forward",),
     ),
     Fault(

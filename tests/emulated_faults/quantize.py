@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from emulated_faults.fault import BOUNDS, WRONG, Fault
 
-QUANTIZE = {"source": "quantize.cu", "test": "generic-quantize", "tests": ("forward",)}
+QUANTIZE = {"source": "quantize.cu", "test": "[quantize", "tests": ("forward",)}
 DEQUANTIZE = {"source": "quantize.cu", "test": "dequantize", "tests": ("forward",)}
-NONFINITE = {"source": "quantize.cu", "test": "generic-quantize", "tests": ("nonfinite",)}
+NONFINITE = {"source": "quantize.cu", "test": "[quantize", "tests": ("nonfinite",)}
 INTEGERS = "Arrays are not equal"
 
 FAULTS = [
