@@ -114,6 +114,14 @@ def test_matmul_rows_wherever_they_lie(K, N, kind, rng, isa):
     assert harness.same_bits(product(spaced(a, K, 0, fill)[::-1], b), want[::-1])
 
 
+@pytest.mark.parametrize(("M", "K", "N"), [(400, 64, 64), (40, 1, 4096)])
+def test_a_small_b_meets_blocks_of_rows_and_columns(M, K, N, rng, isa):
+    """Small integers, so that every order of sums gives the same."""
+    a, b = (rng.integers(-8, 9, shape) for shape in ((M, K), (K, N)))
+    got = tw.matmul(a.astype(np.float32), b.astype(np.float32))
+    np.testing.assert_array_equal(got, a @ b)
+
+
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "tanh", "sigmoid"])
 def test_an_element_has_its_bits_among_any_others(name, rng, isa):
     x = np.linspace(-16, 16, 4096, dtype=np.float32)  # with what only some of a vector need
