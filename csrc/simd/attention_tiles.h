@@ -5,11 +5,9 @@
 //   one term on the left     tmm4: 16 rows     tmm6: half of the lanes by turns -> tmm0, tmm1
 //   three terms              tmm4: 16 rows     tmm6: half of the lanes          -> tmm0
 //
-// Tiles are renamed as registers are, and a core does not always have many to rename to: all eight
-// in use (a GEMM's 32 x 32 sums) a product took 7 ns at times and 27 at others, for seconds, with
-// the same data; a load had to wait for products before it. Three or four in use: 7 and 13. One sum
-// after the other costs nothing, since products are passed on from one to the next, and loading each
-// operand where it is used hides behind them: a product takes 16 cycles, a load 8.
+// Few tiles in use, for the reason that simd/amx.h gives. One sum after the other costs nothing, since
+// products are passed on from one to the next, and loading each operand where it is used hides behind
+// them: a product takes 16 cycles, a load 8.
 //
 // Numerics: the order of terms in a sum is that of simd/split_tiles.h, smallest first.
 #pragma once
